@@ -1,0 +1,83 @@
+"""What comes back: pieces of text as they are made, and one ending for each choice."""
+
+from enum import StrEnum
+
+import msgspec
+
+from brim.errors import BrimError, all_error_classes
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended; the first two are OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one produced token, with the likeliest alternatives."""
+
+    token_id: int
+    piece: bytes
+    """The token's bytes; one token may hold part of a UTF-8 character."""
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """(token id, bytes, logprob), likeliest first."""
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a choice's time went, in seconds, and how many tokens it was."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Prompt tokens whose KV was already there (forked from another choice or restored)."""
+    num_completion_tokens: int
+    seed: int | None = None
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A BrimError as a value, so that it can cross the socket and come back as itself."""
+
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: BrimError) -> "ErrorInfo":
+        """The value that stands for `error`."""
+        return cls(
+            kind=type(error).__name__,
+            message=error.message,
+            param=error.param,
+            retry_after_s=error.retry_after_s,
+        )
+
+    def exception(self) -> BrimError:
+        """The error again, of the class it was; an unknown class becomes the root."""
+        cls = all_error_classes().get(self.kind, BrimError)
+        return cls(self.message, param=self.param, retry_after_s=self.retry_after_s)
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one step added to one choice: text, and at the end the reason and the timings.
+
+    Text never splits a UTF-8 character and never holds the beginning of a stop string that may
+    still complete.  The delta that carries `finish_reason` is the choice's last.
+    """
+
+    index: int = 0
+    text: str = ""
+    num_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    """The stop string that ended it, where one did."""
+    timings: Timings | None = None
+    error: ErrorInfo | None = None
+    """Set with FinishReason.ERROR."""

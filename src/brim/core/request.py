@@ -1,0 +1,34 @@
+"""What a client asks for, after validation and before any tokens exist."""
+
+from typing import Any
+
+import msgspec
+
+from brim.core.sampling import SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted request: exactly one of `messages`, `prompt` and `prompt_tokens` is given."""
+
+    request_id: str
+    model: str
+    messages: tuple[Message, ...] | None = None
+    """Rendered with the model's chat template in the worker."""
+    prompt: str | None = None
+    """Completed as it is; special tokens in it are text unless the model's own begin token."""
+    prompt_tokens: tuple[int, ...] | None = None
+    max_tokens: int | None = None
+    """None: up to the server's answer bound or the end of the window, whichever comes first."""
+    num_choices: int = 1
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+    template_variables: dict[str, Any] = {}
+    """Extra variables for the chat template, as in `chat_template_kwargs`."""

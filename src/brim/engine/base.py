@@ -1,0 +1,179 @@
+"""The engine contract: a token engine feeds tokens and returns sampled tokens.
+
+Everything about text, fairness and memory budgets lives above it.  One suite, tests/contract, runs
+every rule below on every engine; the toy engine (toy.py) is the copy to read first.
+
+One thread owns an engine: no method but `request_abort` may be called from another one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import msgspec
+
+from brim.core.memory import Footprint
+from brim.core.plan import Plan
+from brim.core.sampling import SamplingParams
+from brim.core.step import StepPlan, StepResult
+from brim.core.tokenizer import Tokenizer
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What this engine can do with the model it has loaded, from the architecture and checked.
+
+    A backend's own word is not taken: llama.cpp says that Mamba's state can shift.
+    """
+
+    can_truncate: bool
+    """`truncate` keeps any prefix; False where state cannot be cut (recurrent, sliding window)."""
+    can_fork_prefix: bool
+    """`fork` copies any prefix; False where only the whole sequence can be copied."""
+    can_resize_kv: bool
+    maps_weights: bool
+    """Weights are file pages, not anonymous memory."""
+    kv_types: frozenset[str]
+    samplers: frozenset[str]
+    """Names of the SamplingParams fields that have an effect here."""
+    exact_profile: bool
+    """Loaded so that results do not depend on what else is in the batch, to the bit."""
+
+
+class Engine(ABC):
+    """One loaded model.
+
+    A sequence is a list of tokens whose KV is in memory, named by a small int.  Its position is
+    `num_tokens`; feeding appends.  The token that a step samples is *not* part of the sequence until
+    it is fed, so a caller may drop it, and a stopped sequence holds exactly what was fed.
+    """
+
+    @abstractmethod
+    def load(self, plan: Plan) -> None:
+        """Load the model as planned; call once.
+
+        Raises:
+            ModelFileError: The file is damaged or of an architecture that the backend lacks.
+            EngineError: The backend could not load it for another reason, which is quoted.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Free everything; the engine cannot be used afterwards.  Safe to call twice."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What can be asked of the loaded model."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer."""
+
+    @abstractmethod
+    def footprint(self) -> Footprint:
+        """Bytes that the backend says it took, by term."""
+
+    @abstractmethod
+    def open(self, sampling: SamplingParams) -> int:
+        """A new empty sequence, with its own random state.
+
+        Raises:
+            Busy: All `max_sequences` of the plan are open.
+            InvalidRequest: A sampling value is out of the backend's range.
+        """
+
+    @abstractmethod
+    def close(self, seq_id: int) -> None:
+        """Forget a sequence and free its cells; the id may be given out again.
+
+        Raises:
+            EngineError: No such sequence is open.
+        """
+
+    @abstractmethod
+    def num_tokens(self, seq_id: int) -> int:
+        """How many tokens have been fed to the sequence."""
+
+    @abstractmethod
+    def fork(self, source: int, target: int, num_tokens: int) -> None:
+        """Make the empty sequence `target` share the first `num_tokens` of `source`.
+
+        The target keeps its own sampling parameters; its penalties see the shared tokens.
+
+        Raises:
+            EngineError: The target is not empty, the source is shorter, or the state cannot be cut.
+        """
+
+    @abstractmethod
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """Keep the first `num_tokens`; the random state starts again from the seed.
+
+        Raises:
+            EngineError: The sequence is shorter, or the state cannot be cut there.
+        """
+
+    @abstractmethod
+    def export_kv(self, seq_id: int) -> memoryview:
+        """The sequence's tokens and state as one self-describing block with a checksum.
+
+        The block lives in a mapped temporary file: clean pages that the kernel may drop.
+        Release the view to free it.
+        """
+
+    @abstractmethod
+    def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
+        """Fill the empty sequence from a block that `export_kv` made with the same model and types.
+
+        Raises:
+            StoreError: The block is damaged or belongs to another model, version or KV type;
+                the sequence is left empty.
+            DoesNotFit: The pool has too few free cells.
+        """
+
+    @abstractmethod
+    def resize_kv(self, num_tokens: int) -> None:
+        """Change the pool to `num_tokens` cells, keeping every sequence.
+
+        This is the only way to give KV memory back: closing sequences frees cells, not bytes.
+
+        Raises:
+            DoesNotFit: Open sequences need more cells than that; nothing was changed.
+        """
+
+    @abstractmethod
+    def submit(self, plan: StepPlan) -> None:
+        """Start one step; exactly one `collect` must follow.
+
+        Raises:
+            EngineError: The plan breaks a limit (rows, outputs, window, unknown token or sequence)
+                or the backend failed; no sequence has changed.
+            Busy: The pool has too few free cells; no sequence has changed.
+        """
+
+    @abstractmethod
+    def collect(self) -> StepResult:
+        """Wait for the submitted step and draw its tokens.
+
+        Raises:
+            EngineError: Nothing was submitted, the backend failed, or the step was aborted.
+        """
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """`submit` and `collect` together."""
+        self.submit(plan)
+        return self.collect()
+
+    @abstractmethod
+    def request_abort(self) -> None:
+        """Give up the running step if the backend can; the one call allowed from another thread.
+
+        For a step whose every sequence was cancelled: sequences in it must be closed afterwards.
+        """
+
+    @abstractmethod
+    def logits(self, seq_id: int) -> Sequence[float]:
+        """Raw logits behind the last token drawn for `seq_id`, until the next step.
+
+        A view of `vocab_size` float32 values (a numpy array); copy it to keep it.  For equality
+        tests and quality measurements, not for serving.
+        """

@@ -1,0 +1,90 @@
+"""What the gateway offers to servers and commands: the seam between HTTP and everything below.
+
+`Gateway` (gateway.py) implements it with worker processes; nothing above imports more than this
+and `Gateway`'s constructor.
+"""
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from brim.core.answer import Delta
+from brim.core.memory import Footprint
+from brim.core.plan import Plan
+from brim.core.request import Request
+
+
+class ModelState(StrEnum):
+    """Where one model stands, as `brim ps` shows it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    QUARANTINED = "quarantined"
+    STOPPED = "stopped"
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One served model, for `/v1/models`, `/health` and `brim ps`."""
+
+    name: str
+    state: ModelState
+    reason: str = ""
+    """Why it is not ready, in words; for a quarantined model, what the deaths had in common."""
+    created_unix_s: int = 0
+    plan: Plan
+    pid: int | None = None
+    footprint: Footprint | None = None
+    resident_bytes: int | None = None
+    """Measured by the OS for the worker process, where it can tell."""
+    load_s: float | None = None
+    num_running: int = 0
+    num_deaths: int = 0
+
+
+class Answer(Protocol):
+    """One admitted request.  Iterate it to the end, or cancel it; either releases its grant."""
+
+    num_prompt_tokens: int
+    max_tokens: int
+    """Bound of each choice, after the window and the answer bound were applied."""
+    plan: Plan
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """Batches of deltas; whatever arrived while the consumer was busy comes as one batch.
+
+        Every choice ends with exactly one delta that has a `finish_reason`; a worker's death gives
+        FinishReason.ERROR with the error.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop generating; safe at any time and more than once."""
+        ...
+
+
+class Runtime(Protocol):
+    """Admits requests and tells about models."""
+
+    def models(self) -> list[ModelStatus]:
+        """All served models, in the order they were given."""
+        ...
+
+    def is_draining(self) -> bool:
+        """Whether new requests are refused because the server is shutting down."""
+        ...
+
+    async def submit(self, request: Request) -> Answer:
+        """Count, admit and start a request.
+
+        Raises:
+            NotFound: No such model is served.
+            ContextOverflow: Prompt and max_tokens are over the window; the message has the numbers.
+            InvalidRequest: The template or the tokenizer refused the prompt.
+            Busy: Draining, restarting or queue full; `retry_after_s` is set.
+            DoesNotFit: It never fits the KV pool.
+            EngineError: The model is quarantined or the worker failed.
+        """
+        ...

@@ -1,0 +1,158 @@
+"""Frames between gateway and worker: length-prefixed msgpack on a Unix socket.
+
+A frame is a little-endian u32 length and that many bytes of msgpack.  The worker sends `Hello`
+first, with the protocol's version; anything else, a frame over `MAX_FRAME_BYTES`, or bytes that do
+not decode end the connection.  KV never crosses the socket.  One `Steps` frame carries everything
+that one engine step produced; if the gateway has not read the last one yet, the worker merges what
+follows, so a slow reader costs latency and never memory.
+
+Both sides share this module; it does no I/O.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from brim.core.answer import Delta, ErrorInfo
+from brim.core.memory import Footprint
+from brim.core.plan import Plan
+from brim.core.request import Request
+from brim.errors import EngineError
+
+T = TypeVar("T")
+
+PROTOCOL_VERSION = 1
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""Above the largest accepted request body (server.limits), with room for its encoding."""
+
+_LENGTH = struct.Struct("<I")
+
+
+# --- gateway to worker -------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Load the planned model; answered by `Loaded` or `LoadFailed`.  Sent once."""
+
+    plan: Plan
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """First phase of admission: render the template and count tokens.  Answered by `Counted`,
+    or by a `Steps` entry with an error for every choice.
+    """
+
+    ticket: int
+    """The gateway's number for this request; unique for the life of the worker."""
+    request: Request
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Second phase: the ledger granted the KV; generate at most `max_tokens` a choice."""
+
+    ticket: int
+    max_tokens: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Drop a request at the next step boundary; no further deltas follow for it."""
+
+    ticket: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Free the engine and exit 0; whatever still runs is dropped."""
+
+
+GatewayFrame = Load | Prepare | Start | Cancel | Shutdown
+
+
+# --- worker to gateway -------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The worker is up."""
+
+    protocol_version: int
+    pid: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is ready."""
+
+    footprint: Footprint
+    load_s: float
+    exact_profile: bool
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be loaded; the worker exits."""
+
+    error: ErrorInfo
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    """How long the prompt is in tokens; the worker holds it until Start or Cancel."""
+
+    ticket: int
+    num_prompt_tokens: int
+
+
+class Steps(msgspec.Struct, frozen=True, tag=True):
+    """What steps since the last frame produced: (ticket, delta) pairs, in order."""
+
+    deltas: tuple[tuple[int, Delta], ...]
+
+
+WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: GatewayFrame | WorkerFrame) -> bytes:
+    """One frame, length first.
+
+    Raises:
+        EngineError: It is larger than MAX_FRAME_BYTES.
+    """
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise EngineError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader(Generic[T]):
+    """Cuts a byte stream into frames of type T (a union of the structs above).
+
+    Feed it whatever the socket gave; iterate over the frames that are complete.
+    """
+
+    def __init__(self, frame_type: type[T]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(frame_type)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Frames completed by `data`.
+
+        Raises:
+            EngineError: A length over the limit, or bytes that are not a frame of this protocol.
+        """
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise EngineError(
+                    f"a frame announces {length} bytes; the limit is {MAX_FRAME_BYTES}"
+                )
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[_LENGTH.size : end])
+            del self._buffer[:end]
+            try:
+                yield self._decoder.decode(body)
+            except msgspec.DecodeError as exc:
+                raise EngineError(f"not a frame of protocol {PROTOCOL_VERSION}: {exc}") from exc
