@@ -6,8 +6,10 @@ every rule below on every engine; the toy engine (toy.py) is the copy to read fi
 One thread owns an engine: no method but `request_abort` may be called from another one.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +18,10 @@ from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan, StepResult
 from brim.core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +48,8 @@ class Engine(ABC):
     """One loaded model.
 
     A sequence is a list of tokens whose KV is in memory, named by a small int.  Its position is
-    `num_tokens`; feeding appends.  The token that a step samples is *not* part of the sequence until
-    it is fed, so a caller may drop it, and a stopped sequence holds exactly what was fed.
+    `num_tokens`; feeding appends.  The token that a step samples is *not* part of the sequence
+    until it is fed, so a caller may drop it, and a stopped sequence holds exactly what was fed.
     """
 
     @abstractmethod
@@ -171,9 +177,9 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def logits(self, seq_id: int) -> Sequence[float]:
+    def logits(self, seq_id: int) -> NDArray[np.float32]:
         """Raw logits behind the last token drawn for `seq_id`, until the next step.
 
-        A view of `vocab_size` float32 values (a numpy array); copy it to keep it.  For equality
+        A view, shape (vocab_size,); copy it to keep it.  For equality
         tests and quality measurements, not for serving.
         """

@@ -1,0 +1,144 @@
+"""Checks that every engine makes before its backend is touched.
+
+Backends abort the process on what these turn into errors: llama.cpp on more rows than `n_batch`,
+more outputs than `n_outputs_max`, a sequence id out of range.  One implementation, so that all
+engines refuse the same things with the same words.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from brim.core.plan import Plan
+from brim.core.sampling import SamplingParams
+from brim.core.step import StepPlan
+from brim.engine.numpy_sampler import allowed_tokens
+from brim.errors import Busy, DoesNotFit, EngineError, InvalidRequest, Unsupported
+
+S = TypeVar("S")
+
+_DEFAULTS = SamplingParams()
+
+
+def known(sequences: Mapping[int, S], seq_id: int) -> S:
+    """The open sequence of that id.
+
+    Raises:
+        EngineError: It is not open.
+    """
+    sequence = sequences.get(seq_id)
+    if sequence is None:
+        raise EngineError(f"sequence {seq_id} is not open")
+    return sequence
+
+
+def free_slot(sequences: Mapping[int, object], max_sequences: int) -> int:
+    """The lowest id that is not open.
+
+    Raises:
+        Busy: All `max_sequences` are open.
+    """
+    for seq_id in range(max_sequences):
+        if seq_id not in sequences:
+            return seq_id
+    raise Busy(f"all {max_sequences} sequences are in use", retry_after_s=1.0)
+
+
+def check_fork(num_source: int, num_target: int, num_tokens: int) -> None:
+    """A fork needs an empty target and a long enough source."""
+    if num_target:
+        raise EngineError(f"the target sequence already holds {num_target} tokens")
+    if not 0 <= num_tokens <= num_source:
+        raise EngineError(f"cannot share {num_tokens} tokens of a sequence of {num_source}")
+
+
+def check_truncate(num_held: int, num_tokens: int) -> None:
+    """A sequence can only be made shorter."""
+    if not 0 <= num_tokens <= num_held:
+        raise EngineError(f"cannot cut a sequence of {num_held} tokens to {num_tokens}")
+
+
+def check_resize(num_used: int, num_tokens: int) -> None:
+    """The pool must keep every cell in use."""
+    if num_tokens < max(num_used, 1):
+        raise DoesNotFit(
+            f"a KV pool of {num_tokens} tokens is too small: {num_used} are in use; "
+            "close sequences first"
+        )
+
+
+def check_sampling(params: SamplingParams, samplers: frozenset[str], vocab_size: int) -> None:
+    """Refuse values that a backend would abort on or silently ignore.
+
+    Raises:
+        Unsupported: A parameter that differs from its default has no effect on this engine.
+        InvalidRequest: A value is out of range.
+    """
+    for name in ("dry_multiplier", "xtc_probability", "typical_p", "repeat_penalty"):
+        if name not in samplers and getattr(params, name) != getattr(_DEFAULTS, name):
+            raise Unsupported(f"{name} has no effect on this engine; leave it out", param=name)
+    for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "dry_base"):
+        if not math.isfinite(value := getattr(params, name)) or value < 0:
+            raise InvalidRequest(f"{name} is {value}; it must be a number from 0 up", param=name)
+    for name in ("presence_penalty", "frequency_penalty", "dry_multiplier"):
+        if not math.isfinite(value := getattr(params, name)):
+            raise InvalidRequest(f"{name} is {value}; it must be a finite number", param=name)
+    if params.repeat_penalty == 0:
+        raise InvalidRequest("repeat_penalty is 0; it must be above 0", param="repeat_penalty")
+    for token, bias in params.logit_bias:
+        if not 0 <= token < vocab_size or math.isnan(bias) or bias == math.inf:
+            raise InvalidRequest(
+                f"logit_bias names token {token} with {bias}; token ids of this model go from 0 to "
+                f"{vocab_size - 1} and a bias is a number",
+                param="logit_bias",
+            )
+
+
+def check_step(
+    step: StepPlan,
+    plan: Plan,
+    lengths: Mapping[int, int],
+    vocab_size: int,
+    submitted: StepPlan | None,
+) -> None:
+    """Refuse a step that breaks a limit of the loaded plan.
+
+    Args:
+        step: What is to be fed.
+        plan: The limits.
+        lengths: Tokens held by each open sequence.
+        vocab_size: Token ids go from 0 to this, exclusive.
+        submitted: The step that was submitted and not collected yet, if any.
+
+    Raises:
+        EngineError: It breaks one; the message has the numbers.
+    """
+    if submitted is not None:
+        raise EngineError("a step was submitted before the last one was collected")
+    num_rows, seen = 0, set()
+    for feed in step.feeds:
+        num_held = lengths.get(feed.seq_id)
+        if num_held is None:
+            raise EngineError(f"sequence {feed.seq_id} is not open")
+        if feed.seq_id in seen:
+            raise EngineError(f"sequence {feed.seq_id} stands twice in one step")
+        seen.add(feed.seq_id)
+        num_fed = len(feed.tokens)
+        if num_fed == 0:
+            raise EngineError(f"sequence {feed.seq_id} is fed nothing")
+        if num_held + num_fed > plan.context_tokens:
+            raise EngineError(
+                f"sequence {feed.seq_id} would reach {num_held + num_fed} tokens; "
+                f"the context is {plan.context_tokens}"
+            )
+        if min(feed.tokens) < 0 or max(feed.tokens) >= vocab_size:
+            raise EngineError(
+                f"sequence {feed.seq_id} is fed a token outside 0 to {vocab_size - 1}"
+            )
+        if feed.mask is not None:
+            allowed_tokens(feed.mask, vocab_size)
+        num_rows += num_fed
+    if num_rows == 0:
+        raise EngineError("a step without rows")
+    if num_rows > plan.max_batch_tokens:
+        raise EngineError(f"a step of {num_rows} rows; the plan allows {plan.max_batch_tokens}")

@@ -1,0 +1,96 @@
+"""One exported sequence as a self-describing block: header, tokens, llama.cpp's state, checksum.
+
+Layout, little-endian:
+
+    offset  bytes  what
+    0       4      magic "BRKV"
+    4       4      u32 format version
+    8       4      u32 length of the identity
+    12      4      u32 number of tokens
+    16      8      u64 length of the state
+    24      16     xxh3-128 of everything after this field
+    40      ...    identity (UTF-8: model fingerprint, binding version, KV types)
+    ...     4 n    tokens, i32 each
+    ...     ...    state, as llama_state_seq_get_data wrote it
+
+The checksum exists because llama.cpp's own import accepts flipped payload bytes.  If you change the
+layout, change VERSION.
+"""
+
+import mmap
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xxhash
+
+from brim.errors import StoreError
+
+MAGIC = b"BRKV"
+VERSION = 1
+_HEADER = struct.Struct("<4sIIIQ16s")
+_CHECKED_FROM = _HEADER.size
+
+
+def write(
+    identity: str, tokens: Sequence[int], state_bytes: int, fill: Callable[[int, int], int]
+) -> memoryview:
+    """A block in a mapped temporary file, which vanishes when the view is released.
+
+    Args:
+        identity: Compared on import.
+        tokens: What the sequence holds.
+        state_bytes: Size of the state.
+        fill: Called with (address, size); writes the state there and returns the bytes written.
+
+    Raises:
+        StoreError: The state came out shorter or longer than announced, or the disk is full.
+    """
+    name = identity.encode()
+    token_data = np.asarray(tokens, np.int32).tobytes()
+    state_at = _HEADER.size + len(name) + len(token_data)
+    try:
+        with tempfile.TemporaryFile(prefix="brim-kv-") as file:
+            file.truncate(state_at + state_bytes)
+            block = mmap.mmap(file.fileno(), state_at + state_bytes)
+    except OSError as exc:
+        raise StoreError(
+            f"cannot write {state_bytes} bytes of KV to a temporary file: {exc}"
+        ) from exc
+    block[_HEADER.size : state_at] = name + token_data
+    address = np.frombuffer(block, np.uint8).ctypes.data + state_at
+    written = fill(address, state_bytes)
+    if written != state_bytes:
+        raise StoreError(f"llama.cpp exported {written} of {state_bytes} bytes of KV")
+    view = memoryview(block)
+    checksum = xxhash.xxh3_128_digest(view[_CHECKED_FROM:])
+    block[: _HEADER.size] = _HEADER.pack(
+        MAGIC, VERSION, len(name), len(tokens), state_bytes, checksum
+    )
+    return view
+
+
+def read(identity: str, block: bytes | memoryview) -> tuple[list[int], memoryview]:
+    """Tokens and state of a block.
+
+    Raises:
+        StoreError: Damaged, cut short, of another version, or of another model or KV type.
+    """
+    view = memoryview(block).cast("B")
+    if len(view) < _HEADER.size:
+        raise StoreError("a stored KV block is cut short")
+    magic, version, name_bytes, num_tokens, state_bytes, checksum = _HEADER.unpack_from(view)
+    if magic != MAGIC or version != VERSION:
+        raise StoreError(f"a stored KV block is not of format {VERSION}")
+    tokens_at = _HEADER.size + name_bytes
+    state_at = tokens_at + 4 * num_tokens
+    if len(view) != state_at + state_bytes:
+        raise StoreError("a stored KV block has the wrong length")
+    if xxhash.xxh3_128_digest(view[_CHECKED_FROM:]) != checksum:
+        raise StoreError("a stored KV block is damaged (its checksum differs)")
+    found = bytes(view[_HEADER.size : tokens_at]).decode("utf-8", "replace")
+    if found != identity:
+        raise StoreError(f"a stored KV block is of {found}, not of {identity}")
+    tokens = np.frombuffer(view[tokens_at:state_at], np.int32).tolist()
+    return tokens, view[state_at:]

@@ -1,0 +1,22 @@
+"""Set-up for all tests: the environment that backends read once, and which engines must be here."""
+
+import importlib.util
+import os
+
+import pytest
+from support.models import EXACT_ENVIRONMENT
+
+# ggml and OpenMP read these once a process, so they are set before any backend is loaded.
+os.environ.update(EXACT_ENVIRONMENT)
+
+_MODULES = {"llamacpp": "llama_cpp", "mlx": "mlx", "toy": "brim"}
+
+
+def require_engine(name: str) -> None:
+    """Skip where an engine's backend is missing, or fail where BRIM_REQUIRE_ENGINES names it."""
+    if importlib.util.find_spec(_MODULES[name]) is not None:
+        return
+    message = f"the backend of the {name} engine is not installed"
+    if name in os.environ.get("BRIM_REQUIRE_ENGINES", "").split(","):
+        pytest.fail(f"{message}, and BRIM_REQUIRE_ENGINES names it")
+    pytest.skip(message)

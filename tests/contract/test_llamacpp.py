@@ -1,0 +1,225 @@
+"""What only the llama.cpp engine promises: its own sizes, samplers in C, aborts, mapped weights."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import require_engine
+from support.driver import GREEDY, Run, feed, generate
+from support.models import DEMO, plan_for, pystd_1m_gguf
+
+from brim.core.plan import Plan
+from brim.core.sampling import SamplingParams
+from brim.core.step import Feed, StepPlan
+from brim.engine import factory
+from brim.engine.base import Engine
+from brim.engine.llamacpp.binding import lib
+from brim.errors import BrimError, EngineError, ModelFileError
+
+MIB = 1024 * 1024
+
+Load = Callable[[Plan], Engine]
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    require_engine("llamacpp")
+    made: list[Engine] = []
+
+    def make(plan: Plan) -> Engine:
+        engine = factory.create("llamacpp")
+        made.append(engine)
+        engine.load(plan)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.shutdown()
+
+
+def test_footprint_is_what_the_backend_allocated(load: Load) -> None:
+    """Weights and KV come from the backend's own lines, to the rounding of its two decimals."""
+    plan = plan_for("llamacpp", path=DEMO, kv_tokens=4096, max_sequences=4)
+    footprint = load(plan).footprint()
+    assert abs(footprint.weights_bytes - plan.model.weights_bytes) < 0.02 * MIB
+    assert footprint.mapped_weights_bytes == footprint.weights_bytes
+    # K and V of 2 heads of 64 in blocks of 34 bytes for 32 values, over 6 layers.
+    expected_kv = 4096 * 6 * 2 * (2 * 64 // 32 * 34)
+    assert abs(footprint.kv_bytes - expected_kv) < 0.02 * MIB
+    assert footprint.compute_bytes > 0
+    assert abs(footprint.output_bytes - 4 * 4 * 4096) < 0.02 * MIB
+
+
+def test_repacking_moves_weights_out_of_the_map(load: Load) -> None:
+    """With repacking part of the weights becomes anonymous, and the footprint says so."""
+    plan = plan_for("llamacpp", path=DEMO, exact=False, repack_weights=True)
+    engine = load(plan)
+    footprint = engine.footprint()
+    assert not engine.capabilities.maps_weights
+    assert footprint.dirty_bytes >= footprint.kv_bytes + footprint.compute_bytes
+
+
+def test_weights_are_file_pages(load: Load) -> None:
+    """The kernel's own map shows the model file mapped, without a private dirty copy."""
+    engine = load(plan_for("llamacpp", path=DEMO))
+    generate(engine, [5, 6, 7], 2)
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        pytest.skip("no /proc/self/smaps on this system")
+    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps.read_text())
+    mapped = [block for block in blocks if str(DEMO) in block.partition("\n")[0]]
+    assert mapped
+    sizes = [dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB", block)) for block in mapped]
+    assert sum(int(size["Rss"]) for size in sizes) * 1024 > 0.5 * DEMO.stat().st_size
+    assert sum(int(size["Private_Dirty"]) for size in sizes) == 0
+
+
+def test_shrinking_the_pool_gives_memory_back(load: Load) -> None:
+    """After resize_kv the process really holds less: measured, not computed."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc/self/statm on this system")
+
+    def resident() -> int:
+        return int(statm.read_text().split()[1]) * 4096
+
+    engine = load(plan_for("llamacpp", path=DEMO, kv_tokens=65536, kv_type="f16"))
+    run = generate(engine, [5, 6, 7], 2)
+    large, kv_bytes = resident(), engine.footprint().kv_bytes
+    engine.resize_kv(1024)
+    saved = kv_bytes - engine.footprint().kv_bytes
+    assert saved > 180 * MIB
+    assert large - resident() > 0.9 * saved
+    feed(engine, run, [run.tokens[-1]])
+
+
+def test_exports_lie_in_a_mapped_file(load: Load) -> None:
+    """An exported block is file-backed, so the kernel may drop its pages instead of swapping."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc/self/maps on this system")
+    engine = load(plan_for("llamacpp", path=DEMO))
+    run = generate(engine, [5, 6, 7], 2)
+    block = engine.export_kv(run.seq_id)
+    # "7f..-7f.. rw-s 00000000 fe:00 26723 /tmp/#26723 (deleted)": shared, with an inode.
+    shared = [line.split() for line in maps.read_text().splitlines() if " rw-s " in line]
+    assert any(int(fields[4]) != 0 and "(deleted)" in fields for fields in shared)
+    block.release()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"dry_multiplier": 5.0, "dry_allowed_length": 1, "dry_sequence_breakers": ()},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.01, "seed": 3, "temperature": 0.05},
+    ],
+    ids=["dry", "xtc"],
+)
+def test_c_samplers_change_the_draw(load: Load, params: dict[str, Any]) -> None:
+    """DRY breaks a loop that greedy repeats; XTC drops the likeliest of several likely tokens."""
+    engine = load(plan_for("llamacpp", path=DEMO))
+    loop = engine.tokenizer.encode("a b c d " * 12, add_special=False, parse_special=False)
+    plain = generate(engine, loop, 12)
+    changed = generate(engine, loop, 12, SamplingParams(**{"temperature": 0.0, **params}))
+    assert changed.tokens != plain.tokens
+
+
+def test_huge_sampler_windows_are_bounded(load: Load) -> None:
+    """A client's repeat_last_n of two thousand million does not allocate by it."""
+    engine = load(plan_for("llamacpp"))
+    huge = SamplingParams(
+        repeat_penalty=1.1,
+        repeat_last_n=2**31 - 1,
+        dry_multiplier=1.0,
+        dry_penalty_last_n=2**31 - 1,
+    )
+    assert len(generate(engine, [5, 6, 7], 3, huge).tokens) == 3
+
+
+def test_an_abort_ends_the_running_step(load: Load) -> None:
+    """Another thread's request ends a long step, and the engine works on afterwards."""
+    plan = plan_for(
+        "llamacpp", path=DEMO, context_tokens=8192, kv_tokens=8192, max_batch_tokens=8192
+    )
+    engine = load(plan)
+    run = Run(engine.open(GREEDY))
+    stop = threading.Event()
+
+    def nag() -> None:
+        # The step clears the flag when it starts, so one request could come too early.
+        while not stop.wait(0.002):
+            engine.request_abort()
+
+    thread = threading.Thread(target=nag)
+    thread.start()
+    try:
+        with pytest.raises(EngineError, match="aborted"):
+            feed(engine, run, [7] * 8000)
+    finally:
+        stop.set()
+        thread.join()
+    assert engine.num_tokens(run.seq_id) == 0
+    engine.close(run.seq_id)
+    assert len(generate(engine, [5, 6, 7], 4).tokens) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_sequences": 257}, "257 sequences"),
+        ({"max_sequences": 0}, "0 sequences"),
+        ({"kv_type_k": "q9"}, "no KV type 'q9'"),
+        ({"flash_attention": False}, "flash attention"),
+        ({"micro_batch_tokens": 4096}, "micro-batch"),
+    ],
+)
+def test_plans_that_would_abort_are_refused(
+    load: Load, changes: dict[str, Any], message: str
+) -> None:
+    """Load options that llama.cpp aborts on, or drops silently, raise an error with the value."""
+    plan = msgspec.structs.replace(plan_for("llamacpp"), **changes)
+    with pytest.raises(EngineError, match=message):
+        load(plan)
+
+
+def test_a_file_that_llama_cpp_refuses_names_the_reason(load: Load, tmp_path: Path) -> None:
+    """An architecture unknown to the backend, and a header it rejects, are one sentence each."""
+    data = pystd_1m_gguf().read_bytes()
+    unknown = tmp_path / "unknown.gguf"
+    # Same length, so that every offset stays right.
+    unknown.write_bytes(data.replace(b"llama", b"lxama"))
+    spec = msgspec.structs.replace(plan_for("llamacpp").model, paths=(str(unknown),))
+    with pytest.raises(ModelFileError, match="lxama"):
+        load(msgspec.structs.replace(plan_for("llamacpp"), model=spec))
+
+
+def test_backend_failures_become_our_errors(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every status of llama_decode maps to an error that ends the step and keeps the engine."""
+    engine = load(plan_for("llamacpp"))
+    run = Run(engine.open(GREEDY))
+    real = lib.llama_decode
+    for status in (1, 2, -1, -2, -3):
+        monkeypatch.setattr(lib, "llama_decode", lambda *_args, status=status: status)
+        with pytest.raises(BrimError) as caught:
+            engine.step(StepPlan([Feed(run.seq_id, [1, 2])]))
+        assert str(status) in str(caught.value) or status in (1, 2)
+        monkeypatch.setattr(lib, "llama_decode", real)
+        assert engine.num_tokens(run.seq_id) == 0
+    feed(engine, run, [1, 2])
+
+
+def test_a_prompt_of_special_text_round_trips(load: Load) -> None:
+    """Encoding and decoding give the text back, special tokens are read only when asked."""
+    tokenizer = load(plan_for("llamacpp")).tokenizer
+    text = "naïve = 'λ→π' # 🙂\x00 end\n\t<|im_end|>"
+    plain = tokenizer.encode(text, add_special=False, parse_special=False)
+    assert tokenizer.decode(plain) == text
+    special = tokenizer.encode("<|im_end|>", add_special=False, parse_special=True)
+    assert special == [2]
+    assert tokenizer.piece(2) == b""
+    assert tokenizer.piece(2, special=True) == b"<|im_end|>"
+    assert tokenizer.eog_tokens == {0, 2}

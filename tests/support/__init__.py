@@ -1,0 +1,1 @@
+"""Helpers that several test packages import; `pythonpath` in pyproject.toml makes them visible."""

@@ -1,0 +1,86 @@
+"""Where the tests' models are, and plans for them."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from brim.core.memory import MemoryTerms
+from brim.core.model import ModelSpec
+from brim.core.plan import Objective, Plan
+from brim.registry.describe import describe_gguf
+
+TESTS = Path(__file__).parent.parent
+PYSTD_1M = TESTS / "models" / "pystd-1m"
+DEMO = TESTS.parent / "src" / "brim" / "registry" / "data" / "demo.gguf"
+
+# The two trained models with their F16 files stand beside a checkout where they are at hand.
+SHARED = Path(os.environ.get("BRIM_TEST_MODELS", TESTS.parent.parent / "shared" / "models"))
+
+EXACT_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GGML_CPU_TILED_MM": "0"}
+
+
+@functools.cache
+def pystd_1m_gguf(quant: Literal["F16", "Q8_0"] = "Q8_0") -> Path:
+    """The 1 M model as F16 GGUF, converted once a session."""
+    from brim.registry.convert import convert_to_gguf
+
+    path = Path(tempfile.mkdtemp(prefix="brim-test-")) / "pystd-1m-f16.gguf"
+    convert_to_gguf(PYSTD_1M, path, quant)
+    return path
+
+
+TOY = ModelSpec(
+    name="toy",
+    paths=(),
+    format="toy",
+    architecture="toy",
+    fingerprint="toy",
+    num_parameters=0,
+    weights_bytes=0,
+    num_layers=1,
+    hidden_size=1,
+    num_heads=1,
+    num_kv_heads=(1,),
+    key_dim=1,
+    value_dim=1,
+    vocab_size=260,
+    trained_context_tokens=8192,
+)
+
+
+def plan_for(
+    engine: str,
+    *,
+    path: Path | None = None,
+    exact: bool = True,
+    context_tokens: int = 512,
+    kv_tokens: int = 2048,
+    max_sequences: int = 9,
+    max_batch_tokens: int = 256,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+    repack_weights: bool = False,
+) -> Plan:
+    """A plan written by hand, so that the contract does not depend on the planner's choices."""
+    spec = TOY if engine == "toy" else describe_gguf(path or pystd_1m_gguf())
+    kv_type = kv_type or ("q8_0" if exact else "f16")
+    return Plan(
+        model=spec,
+        engine=engine,
+        objective=Objective.MEMORY,
+        context_tokens=context_tokens,
+        kv_tokens=kv_tokens,
+        max_sequences=max_sequences,
+        max_batch_tokens=max_batch_tokens,
+        micro_batch_tokens=min(512, max_batch_tokens),
+        kv_type_k=kv_type,
+        kv_type_v=kv_type,
+        flash_attention=exact if flash_attention is None else flash_attention,
+        repack_weights=repack_weights,
+        num_threads=2,
+        environment=EXACT_ENVIRONMENT if exact else {"OMP_WAIT_POLICY": "passive"},
+        memory=MemoryTerms(weights_bytes=0, kv_bytes=0, compute_bytes=0, overhead_bytes=0),
+        reasons={},
+    )
