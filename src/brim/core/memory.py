@@ -35,7 +35,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     mapped_weights_bytes: int
     """The part of the weights that is file pages: clean, shared, dropped rather than swapped."""
     kv_bytes: int
-    compute_bytes: int
+    compute_bytes: int = 0
     """Reserved scratch; a backend touches less of it when batches are small."""
     output_bytes: int = 0
     other_bytes: int = 0

@@ -13,7 +13,7 @@ from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan
 from brim.engine.numpy_sampler import allowed_tokens
-from brim.errors import Busy, DoesNotFit, EngineError, InvalidRequest, Unsupported
+from brim.errors import Busy, CapacityError, DoesNotFit, EngineError, InvalidRequest, Unsupported
 
 S = TypeVar("S")
 
@@ -65,6 +65,23 @@ def check_resize(num_used: int, num_tokens: int) -> None:
             f"a KV pool of {num_tokens} tokens is too small: {num_used} are in use; "
             "close sequences first"
         )
+
+
+def check_room(num_tokens: int, num_free: int, error: type[CapacityError]) -> None:
+    """Tokens need free cells; `error` says whether waiting for some can help."""
+    if num_tokens > num_free:
+        raise error(f"the KV pool has no room for {num_tokens} more tokens", retry_after_s=1.0)
+
+
+def submitted(step: StepPlan | None) -> StepPlan:
+    """The step that `collect` is to finish.
+
+    Raises:
+        EngineError: None was submitted.
+    """
+    if step is None:
+        raise EngineError("collect without submit")
+    return step
 
 
 def check_sampling(params: SamplingParams, samplers: frozenset[str], vocab_size: int) -> None:

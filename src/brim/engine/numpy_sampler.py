@@ -6,6 +6,7 @@ draw.  DRY and XTC are not here: an engine that samples with this does not list 
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,19 +124,27 @@ def choose(
     return int(tokens[min(int(np.searchsorted(np.cumsum(probs), rng.random())), len(tokens) - 1)])
 
 
-def draw(
-    feed: Feed,
-    logits: Logits,
-    history: Sequence[int],
-    params: SamplingParams,
-    rng: np.random.Generator,
-    eog_tokens: frozenset[int],
-) -> Sampled:
+class HostSequence(Protocol):
+    """What a host-sampled engine keeps of a sequence."""
+
+    sampling: SamplingParams
+    rng: np.random.Generator
+    logits: Logits
+    """Raw, behind the last fed token."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Everything that was fed."""
+        ...
+
+
+def draw(feed: Feed, sequence: HostSequence, eog_tokens: frozenset[int]) -> Sampled:
     """The whole chain for one feed, from raw logits to the token and its logprobs."""
-    biased = apply_bias(logits, params, eog_tokens)
+    params = sequence.sampling
+    biased = apply_bias(sequence.logits, params, eog_tokens)
     if feed.mask is not None:
         biased[~allowed_tokens(feed.mask, len(biased))] = -np.inf
-    token = choose(biased, history, params, rng)
+    token = choose(biased, sequence.tokens, params, sequence.rng)
     if params.num_logprobs is None:
         return Sampled(feed.seq_id, token)
     return Sampled(

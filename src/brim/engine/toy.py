@@ -8,7 +8,6 @@ shared between forks as llama.cpp shares cells.
 import zlib
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,31 +15,27 @@ from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan, StepResult
-from brim.engine import guards
+from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as sampler
 from brim.engine.base import Capabilities, Engine
 from brim.engine.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
-from brim.errors import Busy, DoesNotFit, EngineError, StoreError
+from brim.errors import Busy, DoesNotFit
 
 
 class Cell:
     """One token's state: the hash of everything up to it, and how many sequences hold it."""
 
-    __slots__ = ("num_holders", "state", "token")
-
     def __init__(self, token: int, before: int) -> None:
-        self.token = token
+        self.token, self.num_holders = token, 1
         self.state = zlib.crc32(token.to_bytes(2, "little"), before)
-        self.num_holders = 1
 
 
 class ToySequence:
     """A growing list of cells with its sampling state."""
 
     def __init__(self, sampling: SamplingParams) -> None:
-        self.sampling = sampling
+        self.sampling, self.rng = sampling, np.random.default_rng(sampling.seed)
         self.cells: list[Cell] = []
-        self.rng = np.random.default_rng(sampling.seed)
         self.logits: sampler.Logits = np.zeros(VOCAB_SIZE, np.float32)
 
     @property
@@ -51,9 +46,8 @@ class ToySequence:
 def toy_logits(state: int) -> sampler.Logits:
     """Logits for a history's hash: lower-case words, now and then an end."""
     logits = np.random.default_rng(state).standard_normal(VOCAB_SIZE).astype(np.float32)
-    logits[97:123] += 5.0
-    logits[32] += 6.0
-    logits[ByteTokenizer.EOS] += 2.5
+    logits[[*b"abcdefghijklmnopqrstuvwxyz"]] += 5.0
+    logits[[*b" ", ByteTokenizer.EOS]] += 6.0, 2.5
     return logits
 
 
@@ -61,14 +55,12 @@ class ToyEngine(Engine):
     """See the module's docstring; everything that can be asked of an engine works."""
 
     def load(self, plan: Plan) -> None:
-        self._plan = plan
-        self._num_cells = plan.kv_tokens
-        self._num_used = 0
+        self._plan, self._num_cells, self._num_used = plan, plan.kv_tokens, 0
         self._sequences: dict[int, ToySequence] = {}
         self._submitted: StepPlan | None = None
 
     def shutdown(self) -> None:
-        self._sequences = {}
+        """Nothing is held."""
 
     capabilities = Capabilities(
         can_truncate=True, can_fork_prefix=True, can_resize_kv=True, maps_weights=True,
@@ -77,9 +69,7 @@ class ToyEngine(Engine):
     tokenizer = ByteTokenizer()
 
     def footprint(self) -> Footprint:
-        return Footprint(
-            weights_bytes=0, mapped_weights_bytes=0, kv_bytes=8 * self._num_cells, compute_bytes=0
-        )
+        return Footprint(weights_bytes=0, mapped_weights_bytes=0, kv_bytes=8 * self._num_cells)
 
     def open(self, sampling: SamplingParams) -> int:
         guards.check_sampling(sampling, self.capabilities.samplers, VOCAB_SIZE)
@@ -109,17 +99,14 @@ class ToyEngine(Engine):
         sequence.rng = np.random.default_rng(sequence.sampling.seed)
 
     def export_kv(self, seq_id: int) -> memoryview:
-        body = msgspec.msgpack.encode(guards.known(self._sequences, seq_id).tokens)
-        return memoryview(zlib.crc32(body).to_bytes(4, "little") + body)
+        tokens = guards.known(self._sequences, seq_id).tokens
+        return kv_block.write("toy", tokens, 0, lambda _address, size: size)
 
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
-        sequence, body = guards.known(self._sequences, seq_id), bytes(blob[4:])
+        sequence = guards.known(self._sequences, seq_id)
         guards.check_fork(0, len(sequence.cells), 0)
-        if zlib.crc32(body).to_bytes(4, "little") != bytes(blob[:4]):
-            raise StoreError("a stored KV block is damaged (its checksum differs)")
-        tokens = msgspec.msgpack.decode(body, type=list[int])
-        if len(tokens) > self._num_cells - self._num_used:
-            raise DoesNotFit(f"{len(tokens)} stored tokens do not fit the KV pool")
+        tokens, _ = kv_block.read("toy", blob)
+        guards.check_room(len(tokens), self._num_cells - self._num_used, DoesNotFit)
         self._append(sequence, tokens)
 
     def resize_kv(self, num_tokens: int) -> None:
@@ -129,23 +116,17 @@ class ToyEngine(Engine):
     def submit(self, plan: StepPlan) -> None:
         lengths = {seq_id: len(sequence.cells) for seq_id, sequence in self._sequences.items()}
         guards.check_step(plan, self._plan, lengths, VOCAB_SIZE, self._submitted)
-        if plan.num_scheduled_tokens > self._num_cells - self._num_used:
-            raise Busy("the KV pool is full", retry_after_s=1.0)
+        guards.check_room(plan.num_scheduled_tokens, self._num_cells - self._num_used, Busy)
         self._submitted = plan
 
     def collect(self) -> StepResult:
-        if self._submitted is None:
-            raise EngineError("toy: collect without submit")
-        plan, self._submitted, sampled = self._submitted, None, []
+        plan, self._submitted, sampled = guards.submitted(self._submitted), None, []
         for feed in plan.feeds:
             sequence = self._sequences[feed.seq_id]
             self._append(sequence, feed.tokens)
             if feed.sample:
                 sequence.logits = toy_logits(sequence.cells[-1].state)
-                sampled.append(
-                    sampler.draw(feed, sequence.logits, sequence.tokens, sequence.sampling,
-                                 sequence.rng, self.tokenizer.eog_tokens)
-                )  # fmt: skip
+                sampled.append(sampler.draw(feed, sequence, self.tokenizer.eog_tokens))
         return StepResult(sampled)
 
     def request_abort(self) -> None:

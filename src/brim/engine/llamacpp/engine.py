@@ -16,10 +16,10 @@ from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, Sampled, StepPlan, StepResult
-from brim.engine import guards
+from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as host
 from brim.engine.base import Capabilities, Engine
-from brim.engine.llamacpp import binding, kv_block, log
+from brim.engine.llamacpp import binding, log
 from brim.engine.llamacpp.batch import Batch
 from brim.engine.llamacpp.binding import lib
 from brim.engine.llamacpp.sampler_chain import SAMPLERS, build_chain
@@ -228,9 +228,7 @@ class LlamaCppEngine(Engine):
         self._submitted = plan
 
     def collect(self) -> StepResult:
-        if self._submitted is None:
-            raise EngineError("llama.cpp: collect without submit")
-        plan, self._submitted = self._submitted, None
+        plan, self._submitted = guards.submitted(self._submitted), None
         return StepResult([self._draw(feed) for feed in plan.feeds if feed.sample])
 
     def request_abort(self) -> None:

@@ -1,4 +1,4 @@
-"""One exported sequence as a self-describing block: header, tokens, llama.cpp's state, checksum.
+"""One exported sequence as a self-describing block: header, tokens, the backend's state, checksum.
 
 Layout, little-endian:
 
@@ -9,12 +9,12 @@ Layout, little-endian:
     12      4      u32 number of tokens
     16      8      u64 length of the state
     24      16     xxh3-128 of everything after this field
-    40      ...    identity (UTF-8: model fingerprint, binding version, KV types)
+    40      ...    identity (UTF-8: model fingerprint, backend version, KV types)
     ...     4 n    tokens, i32 each
-    ...     ...    state, as llama_state_seq_get_data wrote it
+    ...     ...    state, as the backend wrote it
 
-The checksum exists because llama.cpp's own import accepts flipped payload bytes.  If you change the
-layout, change VERSION.
+The checksum is there because llama.cpp's own import accepts flipped payload bytes.  If you change
+the layout, change VERSION.
 """
 
 import mmap
@@ -62,7 +62,7 @@ def write(
     address = np.frombuffer(block, np.uint8).ctypes.data + state_at
     written = fill(address, state_bytes)
     if written != state_bytes:
-        raise StoreError(f"llama.cpp exported {written} of {state_bytes} bytes of KV")
+        raise StoreError(f"the backend exported {written} of {state_bytes} bytes of KV")
     view = memoryview(block)
     checksum = xxhash.xxh3_128_digest(view[_CHECKED_FROM:])
     block[: _HEADER.size] = _HEADER.pack(
