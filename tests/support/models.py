@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from brim.core.memory import MemoryTerms
-from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.registry.describe import describe_gguf
+from brim.registry.sources import TOY
 
 TESTS = Path(__file__).parent.parent
 PYSTD_1M = TESTS / "models" / "pystd-1m"
@@ -29,25 +29,6 @@ def pystd_1m_gguf(quant: Literal["F16", "Q8_0"] = "Q8_0") -> Path:
     path = Path(tempfile.mkdtemp(prefix="brim-test-")) / "pystd-1m-f16.gguf"
     convert_to_gguf(PYSTD_1M, path, quant)
     return path
-
-
-TOY = ModelSpec(
-    name="toy",
-    paths=(),
-    format="toy",
-    architecture="toy",
-    fingerprint="toy",
-    num_parameters=0,
-    weights_bytes=0,
-    num_layers=1,
-    hidden_size=1,
-    num_heads=1,
-    num_kv_heads=(1,),
-    key_dim=1,
-    value_dim=1,
-    vocab_size=260,
-    trained_context_tokens=8192,
-)
 
 
 def plan_for(

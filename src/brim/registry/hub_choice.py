@@ -1,0 +1,105 @@
+"""Which file of a repository is meant: quants are found by file name, as publishers write them."""
+
+import re
+
+import msgspec
+
+from brim.errors import InvalidRequest, ModelFileError, NotFound
+from brim.registry.describe import SPLIT_NAME
+
+PREFERRED_QUANTS = ("Q4_K_M", "Q8_0", "F16")
+"""What a repository is asked for when no quant is named: the field's usual choice for chat, then
+what loses least."""
+
+NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+"""GGUF files that lie beside language models and are none."""
+
+
+class HubFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a repository, as the hub lists it."""
+
+    name: str
+    """Path inside the repository."""
+    size_bytes: int | None = None
+    sha256: str | None = None
+    """None for a file that is not in LFS storage."""
+
+
+def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubFile]:
+    """The file, or all parts of the split one, that `quant` names among a repository's files.
+
+    Args:
+        files: All files of the repository.
+        quant: A quant's name or a file's; None takes the first of PREFERRED_QUANTS that is there,
+            or the only model.
+        reference: What the user wrote, for the message.
+
+    Raises:
+        NotFound: Nothing matches; the message lists what exists.
+        InvalidRequest: Several files match; the message lists them.
+        ModelFileError: The repository lacks a part.
+    """
+    groups = _groups(files)
+    if not groups:
+        raise NotFound(
+            f"{reference} has no .gguf files; look for a repository of the model whose name ends "
+            "in GGUF, or convert it with brim convert"
+        )
+    matches: list[str] = []
+    for wanted in [quant] if quant else PREFERRED_QUANTS:
+        if matches := _matching(groups, wanted):
+            break
+    if not quant and not matches and len(groups) == 1:
+        matches = list(groups)
+    if not matches:
+        asked = f"no quant {quant}" if quant else f"none of {', '.join(PREFERRED_QUANTS)}"
+        raise NotFound(f"{reference} has {asked}; it has {_listed(groups)}: {_how_to_name()}")
+    if len(matches) > 1:
+        raise InvalidRequest(
+            f"{reference} has several files for {wanted}: {_listed(matches)}; {_how_to_name()}"
+        )
+    return _complete(groups[matches[0]], reference)
+
+
+def _groups(files: list[HubFile]) -> dict[str, list[HubFile]]:
+    """GGUF models by path without number and suffix."""
+    groups: dict[str, list[HubFile]] = {}
+    for file in sorted(files, key=lambda file: file.name):
+        if file.name.lower().endswith(".gguf") and not NOT_MODELS.search(file.name):
+            split = SPLIT_NAME.fullmatch(file.name)
+            groups.setdefault(split["stem"] if split else file.name[:-5], []).append(file)
+    return groups
+
+
+def _matching(groups: dict[str, list[HubFile]], quant: str) -> list[str]:
+    """Groups that are named `quant` as a whole, or have it between separators in their name."""
+    asked = quant.lower().removesuffix(".gguf")
+    for group, files in groups.items():
+        names = (group, *(file.name for file in files))
+        if any(quant.lower() in (n.lower(), n.rpartition("/")[2].lower()) for n in names):
+            return [group]
+    # After it `_` does not separate: Q4_K is another quant than Q4_K_M.
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(asked)}(?:$|[-./])", re.IGNORECASE)
+    return [group for group in groups if pattern.search(group.rpartition("/")[2])]
+
+
+def _complete(parts: list[HubFile], reference: str) -> list[HubFile]:
+    split = SPLIT_NAME.fullmatch(parts[0].name)
+    if split and len(parts) != int(split["count"]):
+        have = {int(m["number"]) for p in parts if (m := SPLIT_NAME.fullmatch(p.name))}
+        missing = [n for n in range(1, int(split["count"]) + 1) if n not in have]
+        raise ModelFileError(
+            f"{reference} lacks part {', '.join(map(str, missing))} of {int(split['count'])} of "
+            f"{split['stem']}; choose another quant"
+        )
+    return parts
+
+
+def _listed(groups: list[str] | dict[str, list[HubFile]], most: int = 12) -> str:
+    names = sorted(groups)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name}.gguf" for name in names[:most]) + more
+
+
+def _how_to_name() -> str:
+    return "name one as hf:ORG/REPO:QUANT or hf:ORG/REPO:FILE"

@@ -1,0 +1,443 @@
+"""Downloads from a hub that runs here: a real HTTP server with real bytes, on 127.0.0.1."""
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from brim.errors import (
+    BrimError,
+    DoesNotFit,
+    InvalidRequest,
+    ModelFileError,
+    NotFound,
+    Unauthorized,
+)
+from brim.registry import hub as hub_module
+from brim.registry.hub import Hub
+from brim.registry.sources import DEMO_PATH, list_local, resolve
+
+COMMIT = "c0ffee" + "0" * 34
+DEMO = DEMO_PATH.read_bytes()
+
+
+class FakeHub:
+    """What the server has, how it misbehaves, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"README.md": b"hello", "Demo-Q8_0.gguf": DEMO}
+        self.published = dict(self.files)
+        """What checksums are computed from; differs from `files` where damage is wanted."""
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        """Path prefix -> an answer instead of the true one."""
+        self.cut_after: int | None = None
+        """Bytes after which the next transfer is cut off."""
+        self.hold: threading.Event | None = None
+        """Where set, a transfer stops half-way until the event."""
+        self.half_sent = threading.Event()
+        self.endpoint = ""
+
+    def sha256(self, name: str) -> str:
+        return hashlib.sha256(self.published[name]).hexdigest()
+
+    def transfers(self) -> list[str | None]:
+        """The Range header of every transfer of bytes so far."""
+        return [span for method, path, span in self.requests if path.startswith("/cdn/")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The endpoints that huggingface_hub asks for: model info, resolve, and the bytes."""
+
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing on stderr."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        for prefix, (status, headers, body) in self.hub.answers.items():
+            if path.startswith(prefix):
+                return self.answer(status, headers, body)
+        parts = path.strip("/").split("/")
+        if path == "/api/models/org/demo":
+            return self.answer(200, {"Content-Type": "application/json"}, self.info())
+        if parts[:3] == ["org", "demo", "resolve"] and "/".join(parts[4:]) in self.hub.files:
+            return self.redirect("/".join(parts[4:]))
+        for name in self.hub.files:
+            if path == f"/cdn/{self.hub.sha256(name)}":
+                return self.bytes_of(self.hub.files[name])
+        code = "EntryNotFound" if parts[:2] == ["org", "demo"] else "RepoNotFound"
+        return self.answer(404, {"X-Error-Code": code, "X-Repo-Commit": COMMIT}, b"")
+
+    def info(self) -> bytes:
+        siblings = []
+        for name, data in self.hub.published.items():
+            lfs = {"sha256": self.hub.sha256(name), "size": len(data), "pointerSize": 134}
+            entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "b" * 40}
+            siblings.append(entry | ({"lfs": lfs} if name.endswith(".gguf") else {}))
+        return json.dumps({"id": "org/demo", "sha": COMMIT, "siblings": siblings}).encode()
+
+    def redirect(self, name: str) -> None:
+        # As on the real hub the bytes are on another host than the metadata.
+        storage = self.hub.endpoint.replace("127.0.0.1", "localhost")
+        headers = {
+            "Location": f"{storage}/cdn/{self.hub.sha256(name)}",
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Etag": f'"{self.hub.sha256(name)}"',
+            "X-Linked-Size": str(len(self.hub.published[name])),
+        }
+        self.answer(302, headers, b"")
+
+    def bytes_of(self, data: bytes) -> None:
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        rest = data[start:]
+        cut, self.hub.cut_after = self.hub.cut_after, None
+        if cut is not None:
+            self.wfile.write(rest[:cut])
+            self.close_connection = True
+        elif self.hub.hold is not None:
+            self.wfile.write(rest[: len(rest) // 2])
+            self.wfile.flush()
+            self.hub.half_sent.set()
+            self.hub.hold.wait(30)
+            self.close_connection = True
+        else:
+            self.wfile.write(rest)
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """The running hub."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    fake = FakeHub()
+    handler = type("BoundHandler", (Handler,), {"hub": fake})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        fake.endpoint = f"http://127.0.0.1:{http.server_address[1]}"
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        huggingface_hub.close_session()
+        yield fake
+        huggingface_hub.close_session()
+        if fake.hold is not None:
+            fake.hold.set()
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hub(server: FakeHub, tmp_path: Path) -> Hub:
+    """A client of the running hub with an empty cache."""
+    return Hub(endpoint=server.endpoint, cache_dir=tmp_path / "cache")
+
+
+def error_of(reference: str, hub: Hub, kind: type[BrimError]) -> str:
+    """The sentence with which a reference is refused."""
+    with pytest.raises(kind) as caught:
+        resolve(reference, hub=hub)
+    return caught.value.message
+
+
+class TestDownload:
+    def test_bytes_and_place(self, server: FakeHub, hub: Hub) -> None:
+        """The file arrives whole, in the cache's own layout, under its own name."""
+        spec = resolve("hf:org/demo", hub=hub)
+        assert Path(spec.paths[0]).read_bytes() == DEMO
+        assert (spec.name, spec.architecture, spec.quant) == ("demo-q8_0", "llama", "Q8_0")
+        repository = hub.cache_dir / "models--org--demo"
+        assert (repository / "refs" / "main").read_text() == COMMIT
+        assert sorted(p.name for p in (repository / "blobs").iterdir()) == [
+            server.sha256("Demo-Q8_0.gguf")
+        ]
+        found = huggingface_hub.try_to_load_from_cache(
+            "org/demo", "Demo-Q8_0.gguf", cache_dir=hub.cache_dir
+        )
+        assert found == spec.paths[0]
+
+    def test_a_second_time_nothing_is_transferred(self, server: FakeHub, hub: Hub) -> None:
+        """A cached file is used after one question for what is current."""
+        first = resolve("hf:org/demo:q8_0", hub=hub)
+        server.requests.clear()
+        assert resolve("hf:org/demo:Q8_0", hub=hub) == first
+        assert [path for _, path, _ in server.requests] == ["/api/models/org/demo"]
+
+    def test_a_cache_without_links(self, server: FakeHub, hub: Hub) -> None:
+        """On a disk that has no links a cached file is known by its place in the snapshot."""
+        path = hub.fetch("org/demo")
+        path.resolve().rename(path)
+        assert not path.is_symlink()
+        server.requests.clear()
+        assert hub.fetch("org/demo") == path
+        assert server.transfers() == []
+
+    def test_split_model(self, server: FakeHub, hub: Hub) -> None:
+        """All parts of a split quant are brought, and only those."""
+        small = b"GGUF" + bytes(60)
+        parts = [f"Q8_0/big-Q8_0-0000{n}-of-00002.gguf" for n in (1, 2)]
+        server.files = server.published = {
+            parts[0]: small + b"1",
+            parts[1]: small + b"2",
+            "big-F16.gguf": small,
+        }
+        path = hub.fetch("org/demo", "q8_0")
+        assert path.name == "big-Q8_0-00001-of-00002.gguf"
+        assert [p.read_bytes()[-1:] for p in sorted(path.parent.iterdir())] == [b"1", b"2"]
+        assert len(server.transfers()) == 2
+
+    def test_list_local_finds_it(self, hub: Hub) -> None:
+        """What was downloaded is listed with the reference that resolves to it offline."""
+        spec = resolve("hf:org/demo", hub=hub)
+        listed = list_local(hub)[1]
+        assert listed.spec == spec
+        assert resolve(listed.reference, hub=hub) == spec
+
+    def test_no_progress_bar_where_nobody_looks(
+        self, hub: Hub, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Without a terminal nothing is written to stdout or stderr."""
+        resolve("hf:org/demo", hub=hub)
+        assert capfd.readouterr() == ("", "")
+
+    def test_from_the_environment_with_a_progress_bar(
+        self, server: FakeHub, tmp_path: Path
+    ) -> None:
+        """HF_ENDPOINT and HF_HOME are respected, and a terminal on stderr sees progress."""
+        terminal, stderr = pty.openpty()
+        termios.tcsetwinsize(stderr, (24, 120))
+        code = "from brim.registry.sources import resolve; print(resolve('hf:org/demo').paths[0])"
+        home = tmp_path / "home"
+        environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(home)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=stderr,
+            text=True, check=True,
+        )  # fmt: skip
+        os.close(stderr)
+        shown = os.read(terminal, 65536).decode()
+        os.close(terminal)
+        assert Path(done.stdout.strip()).read_bytes() == DEMO
+        assert Path(done.stdout.strip()).is_relative_to(home)
+        assert "Demo-Q8_0.gguf" in shown
+        assert "100%" in shown
+
+
+class TestResume:
+    def test_after_the_process_was_killed(self, server: FakeHub, hub: Hub) -> None:
+        """A transfer that was killed half-way goes on from its last byte in another process."""
+        # Long enough for more than one of the pieces of 10 MiB in which the library writes.
+        whole = DEMO + bytes(30_000_000)
+        server.files["Demo-Q8_0.gguf"] = server.published["Demo-Q8_0.gguf"] = whole
+        server.hold = threading.Event()
+        code = (
+            "import sys; from pathlib import Path; from brim.registry.hub import Hub\n"
+            "Hub(endpoint=sys.argv[1], cache_dir=Path(sys.argv[2])).fetch('org/demo')"
+        )
+        command = [sys.executable, "-c", code, server.endpoint, str(hub.cache_dir)]
+        blobs = hub.cache_dir / "models--org--demo" / "blobs"
+        with subprocess.Popen(command) as process:
+            assert server.half_sent.wait(30)
+            kept = wait_for_bytes(blobs)
+            process.kill()
+        server.hold.set()
+        server.hold = None
+        assert hub.fetch("org/demo").read_bytes() == whole
+        assert server.transfers() == [None, f"bytes={kept}-"]
+        assert list(blobs.glob("*.incomplete")) == []
+
+    def test_after_a_dropped_connection(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A connection that breaks is made again, and the transfer goes on where it stopped."""
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _seconds: None)
+        whole = DEMO + bytes(30_000_000)
+        server.files["Demo-Q8_0.gguf"] = server.published["Demo-Q8_0.gguf"] = whole
+        server.cut_after = 25_000_000
+        assert hub.fetch("org/demo").read_bytes() == whole
+        assert server.transfers() == [None, f"bytes={2 * constants.DOWNLOAD_CHUNK_SIZE}-"]
+
+    def test_a_partial_file_that_is_too_long_is_dropped(self, server: FakeHub, hub: Hub) -> None:
+        """More bytes than the file has are no beginning of it."""
+        partial = partial_file(server, hub)
+        partial.write_bytes(DEMO + b"more")
+        assert hub.fetch("org/demo").read_bytes() == DEMO
+        assert server.transfers() == [None]
+
+    def test_a_complete_partial_file_is_not_transferred_again(
+        self, server: FakeHub, hub: Hub
+    ) -> None:
+        """A process that died after the last byte leaves nothing to transfer."""
+        partial_file(server, hub).write_bytes(DEMO)
+        assert hub.fetch("org/demo").read_bytes() == DEMO
+        assert server.transfers() == []
+
+    def test_a_connection_that_stays_broken(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the bytes cannot be had the sentence says how to go on."""
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _seconds: None)
+        server.answers["/cdn/"] = (503, {}, b"")
+        message = error_of("hf:org/demo", hub, ModelFileError)
+        assert "broke off: the hub answers 503" in message
+        assert "same command again" in message
+
+
+def wait_for_bytes(blobs: Path) -> int:
+    """Size of the partial file, as soon as it has one."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        sizes = [path.stat().st_size for path in blobs.glob("*.incomplete")]
+        if any(sizes):
+            return sizes[0]
+        time.sleep(0.01)
+    raise AssertionError("nothing was written in 30 seconds")
+
+
+def partial_file(server: FakeHub, hub: Hub) -> Path:
+    """Where an interrupted transfer of the demo file is kept."""
+    blobs = hub.cache_dir / "models--org--demo" / "blobs"
+    blobs.mkdir(parents=True)
+    return blobs / f"{server.sha256('Demo-Q8_0.gguf')}.brim.incomplete"
+
+
+class TestVerification:
+    def test_damaged_bytes(self, server: FakeHub, hub: Hub) -> None:
+        """One flipped byte is refused by checksum and not kept; then the true file is taken."""
+        server.files["Demo-Q8_0.gguf"] = DEMO[:-1] + bytes([DEMO[-1] ^ 1])
+        message = error_of("hf:org/demo", hub, ModelFileError)
+        assert "arrived damaged" in message
+        blobs = hub.cache_dir / "models--org--demo" / "blobs"
+        assert list(blobs.iterdir()) == []
+        server.files["Demo-Q8_0.gguf"] = DEMO
+        assert resolve("hf:org/demo", hub=hub).num_layers == 6
+
+    def test_a_damaged_beginning(self, server: FakeHub, hub: Hub) -> None:
+        """A kept part that has rotted is noticed when the rest has arrived."""
+        partial_file(server, hub).write_bytes(b"\0" * 1000)
+        assert "arrived damaged" in error_of("hf:org/demo", hub, ModelFileError)
+        assert hub.fetch("org/demo").read_bytes() == DEMO
+
+    def test_a_checksum_never_becomes_a_path(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A hub that sends a path for a checksum does not choose where brim writes."""
+        monkeypatch.setattr(FakeHub, "sha256", lambda _self, _name: "../../../evil")
+        assert "something else" in error_of("hf:org/demo", hub, NotFound)
+        assert not list(hub.cache_dir.parent.rglob("evil*"))
+
+    def test_a_full_disk(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What does not fit on the disk is refused before its first byte."""
+        monkeypatch.setattr(hub_module, "KEPT_FREE_BYTES", 1 << 60)
+        message = error_of("hf:org/demo", hub, DoesNotFit)
+        assert "0.0 GB more" in message
+        assert "HF_HOME" in message
+
+
+class TestRefusals:
+    def test_no_such_repository(self, hub: Hub) -> None:
+        """An unknown repository is NotFound by name."""
+        assert "no repository org/none" in error_of("hf:org/none", hub, NotFound)
+
+    def test_an_impossible_repository(self, hub: Hub) -> None:
+        """A name that the hub forbids is refused as a name."""
+        assert "cannot name a repository" in error_of("hf:org/a--b", hub, InvalidRequest)
+
+    def test_no_such_quant(self, hub: Hub) -> None:
+        """An unknown quant lists what there is."""
+        message = error_of("hf:org/demo:Q6_K", hub, NotFound)
+        assert "has no quant Q6_K; it has Demo-Q8_0.gguf" in message
+
+    def test_gated(self, server: FakeHub, hub: Hub) -> None:
+        """A repository with terms says where to accept them and how to log in."""
+        server.answers["/org/demo/resolve/"] = (403, {"X-Error-Code": "GatedRepo"}, b"")
+        assert "hf auth login" in error_of("hf:org/demo", hub, Unauthorized)
+
+    def test_a_file_that_is_gone(self, server: FakeHub, hub: Hub) -> None:
+        """A file that is listed and not there is NotFound."""
+        del server.files["Demo-Q8_0.gguf"]
+        assert "is gone from the hub" in error_of("hf:org/demo", hub, NotFound)
+
+    def test_too_many_requests(self, server: FakeHub, hub: Hub) -> None:
+        """A refusal of another kind is quoted with its status."""
+        server.answers["/api/"] = (429, {}, b"")
+        assert "status 429" in error_of("hf:org/demo", hub, NotFound)
+
+
+def make_unreachable(server: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> str:
+    """Cuts the hub off in one of several ways; gives what the message must say."""
+    if how == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        return "HF_HUB_OFFLINE"
+    if how == "no network":
+        # The discard port, where nothing listens.
+        monkeypatch.setattr(server, "endpoint", "http://127.0.0.1:9")
+        return "cannot be reached"
+    if how == "server error":
+        server.answers["/"] = (500, {}, b"")
+        return "answers 500"
+    server.answers["/"] = (200, {"Content-Type": "text/html"}, b"<html>log in first</html>")
+    return "something else"
+
+
+@pytest.mark.parametrize("how", ["offline", "no network", "server error", "login page"])
+class TestUnreachable:
+    def test_cached(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """Without a hub, what is cached is used, with and without a quant."""
+        spec = resolve("hf:org/demo", hub=hub)
+        make_unreachable(server, monkeypatch, how)
+        cut_off = Hub(endpoint=server.endpoint, cache_dir=hub.cache_dir)
+        assert resolve("hf:org/demo", hub=cut_off) == spec
+        assert resolve("hf:org/demo:Q8_0", hub=cut_off) == spec
+
+    def test_not_cached(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """Without a hub, what is not cached gives a sentence with the reason."""
+        reason = make_unreachable(server, monkeypatch, how)
+        cut_off = Hub(endpoint=server.endpoint, cache_dir=hub.cache_dir)
+        message = error_of("hf:org/demo", cut_off, NotFound)
+        assert "is not in the cache" in message
+        assert reason in message
+
+    def test_another_quant(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """A quant that is not cached lists what is, and says that only the cache was looked at."""
+        resolve("hf:org/demo", hub=hub)
+        reason = make_unreachable(server, monkeypatch, how)
+        cut_off = Hub(endpoint=server.endpoint, cache_dir=hub.cache_dir)
+        message = error_of("hf:org/demo:F16", cut_off, NotFound)
+        assert "it has Demo-Q8_0.gguf" in message
+        assert reason in message
