@@ -1,0 +1,189 @@
+"""The OpenAPI 3.1 description, made from the schemas that decode and encode.
+
+What a JSON schema of one field cannot say (two fields that need each other) is added here, so that
+a body which the description allows is not refused by `wire.convert`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from brim import __version__
+from brim.runtime.api import ModelStatus
+from brim.server import limits
+from brim.server.wire import openai, responses
+
+_REF = "#/components/schemas/{name}"
+_JSON = "application/json"
+_TYPES: tuple[type, ...] = (
+    openai.ChatCompletionRequest,
+    openai.CompletionRequest,
+    responses.ChatCompletion,
+    responses.ChatCompletionChunk,
+    responses.Completion,
+    responses.ErrorBody,
+    responses.ModelList,
+    responses.ModelObject,
+    responses.Health,
+    ModelStatus,
+)
+
+_ERRORS = {
+    "400": "The request cannot be served as it stands; `param` names the field.",
+    "403": "The Host or Origin header is not one that this server answers to.",
+    "404": "No such model.",
+    "413": "The body is too large.",
+    "500": "The engine or brim failed.",
+    "503": "Not now: loading, draining, or the queue is full; see Retry-After.",
+    "507": "It never fits this machine as asked.",
+}
+
+
+def describe(models: Sequence[ModelStatus]) -> dict[str, Any]:
+    """The whole document; the names of the served models are its only variable part."""
+    _, components = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    _refine(components, models)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "brim",
+            "version": __version__,
+            "description": "Local language models in OpenAI's shapes; docs/api.md has the fields.",
+        },
+        "paths": _paths(),
+        "components": {"schemas": components},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    chat = _post(
+        "Answer a conversation",
+        openai.ChatCompletionRequest,
+        responses.ChatCompletion,
+        responses.ChatCompletionChunk,
+    )
+    plain = _post(
+        "Continue a text", openai.CompletionRequest, responses.Completion, responses.Completion
+    )
+    model_name = {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1},
+    }
+    statuses = {"type": "array", "items": _ref(ModelStatus)}
+    health = {
+        "200": _response("Every model is ready.", _ref(responses.Health)),
+        "403": _error("403"),
+        "503": _response("Requests would be refused now.", _ref(responses.Health)),
+    }
+    return {
+        "/v1/chat/completions": {"post": chat},
+        "/v1/completions": {"post": plain},
+        "/v1/models": {"get": _get("The served models", _ref(responses.ModelList))},
+        "/v1/models/{model}": {
+            "parameters": [model_name],
+            "get": _get("One served model", _ref(responses.ModelObject), "404"),
+        },
+        "/health": {"get": {"summary": "Whether requests are taken", "responses": health}},
+        "/brim/ps": {"get": _get("State, plan and footprint of each model", statuses)},
+        "/openapi.json": {"get": _get("This document", {"type": "object"})},
+    }
+
+
+def _post(summary: str, body: type, whole: type, chunk: type) -> dict[str, Any]:
+    ok = {
+        "description": "The answer; with `stream`, events whose data is a "
+        f"{chunk.__name__}, then `[DONE]`.",
+        "content": {
+            _JSON: {"schema": _ref(whole)},
+            "text/event-stream": {},
+        },
+    }
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(body)}}},
+        "responses": {"200": ok, **{status: _error(status) for status in _ERRORS}},
+    }
+
+
+def _get(summary: str, schema: dict[str, Any], *errors: str) -> dict[str, Any]:
+    found = {"200": _response("OK", schema), "403": _error("403")}
+    return {
+        "summary": summary,
+        "responses": found | {status: _error(status) for status in errors},
+    }
+
+
+def _error(status: str) -> dict[str, Any]:
+    return _response(_ERRORS[status], _ref(responses.ErrorBody))
+
+
+def _response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
+def _ref(kind: type) -> dict[str, Any]:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+def _refine(components: dict[str, Any], models: Sequence[ModelStatus]) -> None:
+    names = [status.name for status in models]
+    vocab_size = min((status.plan.model.vocab_size for status in models), default=limits.MAX_TOKENS)
+    chat = components["ChatCompletionRequest"]
+    plain = components["CompletionRequest"]
+    for schema in (chat, plain):
+        if names:
+            schema["properties"]["model"] = {"type": "string", "enum": names}
+        schema["properties"]["logit_bias"]["anyOf"][0]["propertyNames"] = {
+            "pattern": f"^({decimal_below(vocab_size)})$"
+        }
+        schema.setdefault("allOf", []).append(_needs("stream_options", "stream"))
+    chat["allOf"].append(_needs("top_logprobs", "logprobs"))
+    plain["properties"]["prompt"] = _prompt_schema(vocab_size)
+
+
+def _needs(name: str, switch: str) -> dict[str, Any]:
+    """`name` may be given only with `switch`: true."""
+    return {
+        "if": {"properties": {name: {"not": {"type": "null"}}}, "required": [name]},
+        "then": {"properties": {switch: {"const": True}}, "required": [switch]},
+    }
+
+
+def _prompt_schema(vocab_size: int) -> dict[str, Any]:
+    token = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
+    tokens = {"type": "array", "items": token, "minItems": 1}
+    several = {"minItems": 1, "maxItems": limits.MAX_PROMPTS}
+    return {
+        "description": "One text, several, one list of token ids, or several.",
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, **several},
+            tokens,
+            {"type": "array", "items": tokens, **several},
+        ],
+    }
+
+
+def decimal_below(limit: int) -> str:
+    """A pattern of the integers 0 to `limit` - 1 in plain decimal, for keys of `logit_bias`.
+
+    Example:
+        >>> decimal_below(321)
+        '0|[1-9]|[1-9][0-9]|[1-2][0-9]{2}|3[0-1][0-9]|320'
+    """
+    last = str(limit - 1)
+    shorter = ["0", *(f"[1-9]{_digits(n - 1)}" for n in range(1, len(last)))]
+    equal = []
+    for position, digit in enumerate(last):
+        lowest, highest = (1 if position == 0 else 0), int(digit) - 1
+        if lowest <= highest:
+            rest = _digits(len(last) - position - 1)
+            equal.append(f"{last[:position]}[{lowest}-{highest}]{rest}")
+    return "|".join([*shorter, *equal, last])
+
+
+def _digits(count: int) -> str:
+    return "" if count == 0 else "[0-9]" if count == 1 else f"[0-9]{{{count}}}"

@@ -1,0 +1,128 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`: two shapes around one exchange."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from brim.errors import Busy
+from brim.runtime.api import Answer, ModelStatus, Runtime
+from brim.server.connection import ClientLeft, read_body, while_connected
+from brim.server.failure import error_response
+from brim.server.merged import submit_all
+from brim.server.stream import EventStream, merged, stream_answer
+from brim.server.wire import convert, openai, whole
+from brim.server.wire.chunks import AnyWriter, ChatChunks, CompletionChunks
+from brim.server.wire.decode import decode
+from brim.server.wire.tally import Tally
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Shape(Generic[Body]):
+    """What tells the two routes apart."""
+
+    schema: type[Body]
+    call: Callable[[Body, Sequence[ModelStatus]], convert.Call]
+    writer: type[AnyWriter]
+    whole: whole.Whole
+
+
+CHAT = Shape(openai.ChatCompletionRequest, convert.chat_call, ChatChunks, whole.chat_completion)
+PLAIN = Shape(openai.CompletionRequest, convert.completion_call, CompletionChunks, whole.completion)
+
+
+class CompletionsEndpoint(Generic[Body]):
+    """An ASGI app that answers one of the routes.
+
+    Args:
+        runtime: Admits and generates.
+        shape: CHAT or PLAIN.
+        max_body_bytes: Longer request bodies are refused.
+        heartbeat_s: Seconds between comments while a streamed prompt is being read.
+    """
+
+    def __init__(
+        self, runtime: Runtime, shape: Shape[Body], *, max_body_bytes: int, heartbeat_s: float
+    ) -> None:
+        self._runtime = runtime
+        self._shape = shape
+        self._max_body_bytes = max_body_bytes
+        self._heartbeat_s = heartbeat_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            data = await read_body(scope, receive, self._max_body_bytes)
+        except ClientLeft:
+            return
+        body = decode(data, self._shape.schema)
+        call = self._shape.call(body, self._runtime.models())
+        is_started = False
+
+        async def tracked(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await while_connected(receive, self._answer(call, scope, receive, tracked))
+        except asyncio.CancelledError:
+            # The server's patience with running responses ended.  A stream is cut, which clients
+            # notice; who has nothing yet is told.
+            if not is_started:
+                await error_response(_stopping())(scope, receive, send)
+
+    async def _answer(self, call: convert.Call, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await submit_all(self._runtime, call.requests)
+        try:
+            if call.stream:
+                writer = self._shape.writer(call, answer.plan)
+                out = EventStream(send, known_headers(call, answer))
+                await stream_answer(call, answer, writer, out, self._heartbeat_s)
+            else:
+                response = await self._collect(call, answer)
+                await response(scope, receive, send)
+        finally:
+            answer.cancel()
+
+    async def _collect(self, call: convert.Call, answer: Answer) -> Response:
+        """The whole answer as one response; a failure anywhere in it is raised."""
+        tally = Tally(call, answer)
+        collected = whole.Collected(call.num_choices)
+        async for batch in answer:
+            for delta in merged(batch):
+                collected.add(delta)
+                if delta.finish_reason is not None:
+                    tally.end(delta)
+        tally.check_complete()
+        body = self._shape.whole(call, answer.plan, collected, tally)
+        response = Response(msgspec.json.encode(body), media_type="application/json")
+        response.raw_headers += known_headers(call, answer)
+        return response
+
+
+def _stopping() -> Busy:
+    return Busy("the server is stopping; ask again", retry_after_s=1)
+
+
+def known_headers(call: convert.Call, answer: Answer) -> list[tuple[bytes, bytes]]:
+    """`x-brim-*`: what is known before the first byte of the answer."""
+    plan = answer.plan
+    values = {
+        "x-request-id": call.request_id,
+        "x-brim-request-id": call.request_id,
+        "x-brim-model": call.model,
+        "x-brim-engine": plan.engine,
+        "x-brim-quant": plan.model.quant,
+        "x-brim-context-tokens": str(plan.context_tokens),
+        "x-brim-max-tokens": str(answer.max_tokens),
+    }
+    # Model names come from files and may hold anything; header values are printable ASCII.
+    return [(name.encode(), quote(value, safe="/:@+ ").encode()) for name, value in values.items()]

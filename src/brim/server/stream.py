@@ -1,0 +1,138 @@
+"""A streamed answer: batches of deltas become server-sent events.
+
+Nothing is sent until the first batch is there, so that whatever goes wrong before it has a proper
+status; a long prefill is bridged with comments.  After that an error is an event, and the stream
+ends without `[DONE]`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from starlette.types import Send
+
+from brim.core.answer import Delta
+from brim.errors import BrimError
+from brim.runtime.api import Answer
+from brim.server.failure import error_json, internal
+from brim.server.wire.chunks import DONE, AnyWriter, event
+from brim.server.wire.convert import Call
+from brim.server.wire.tally import Tally
+from brim.worker.deltas import DeltaBuffer
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+HEARTBEAT_S = 15.0
+"""Half of the shortest idle limit that proxies and clients commonly have, 30 s."""
+
+_HEARTBEAT = b": the prompt is being read\n\n"
+"""A comment line: event-stream clients skip it."""
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would gather events into blocks
+)
+
+
+class EventStream:
+    """The response; headers go out with the first bytes."""
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        self._send = send
+        self._headers = [*_HEADERS, *headers]
+        self.is_started = False
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes; it returns when the transport takes more, so a slow client slows us."""
+        if not self.is_started:
+            self.is_started = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self._headers}
+            )
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Close the response."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def stream_answer(
+    call: Call, answer: Answer, writer: AnyWriter, out: EventStream, heartbeat_s: float
+) -> None:
+    """Send the whole answer.
+
+    Raises:
+        BrimError: It failed before the first byte; later failures are events.
+    """
+    tally = Tally(call, answer)
+    try:
+        await _send_deltas(answer, writer, tally, out, heartbeat_s)
+    except Exception as exc:
+        if not out.is_started:
+            raise
+        error = exc if isinstance(exc, BrimError) else internal(exc)
+        await out.write(event(error_json(error)))
+    await out.end()
+
+
+async def _send_deltas(
+    answer: Answer, writer: AnyWriter, tally: Tally, out: EventStream, heartbeat_s: float
+) -> None:
+    batches = aiter(answer)
+    batch = await _first_batch(batches, out, heartbeat_s)
+    opening = writer.opening()
+    while batch is not None:
+        data, failure = encode_batch(writer, tally, merged(batch))
+        if data:
+            await out.write(opening + data)
+            opening = b""
+        if failure is not None:
+            raise failure
+        batch = await anext(batches, None)
+    tally.check_complete()
+    await out.write(writer.closing(tally) + DONE)
+
+
+async def _first_batch(
+    batches: AsyncIterator[list[Delta]], out: EventStream, heartbeat_s: float
+) -> list[Delta] | None:
+    """The first batch, or None where there is none, with a comment for every `heartbeat_s`."""
+
+    async def first() -> list[Delta] | None:
+        return await anext(batches, None)
+
+    task = asyncio.create_task(first())
+    try:
+        while not (await asyncio.wait((task,), timeout=heartbeat_s))[0]:
+            await out.write(_HEARTBEAT)
+    finally:
+        task.cancel()
+    return await task
+
+
+def merged(batch: list[Delta]) -> list[Delta]:
+    """At most one delta a choice: what came together is sent together."""
+    if len(batch) == 1:
+        return batch
+    buffer = DeltaBuffer()
+    buffer.add((0, delta) for delta in batch)
+    return [delta for _, delta in buffer.take()]
+
+
+def encode_batch(
+    writer: AnyWriter, tally: Tally, batch: list[Delta]
+) -> tuple[bytes, BrimError | None]:
+    """Events of a batch, and the error that ends the stream after them."""
+    events: list[bytes] = []
+    for delta in batch:
+        if delta.logprobs:
+            events.append(writer.text_with_logprobs(delta.index, delta.text, delta.logprobs))
+        elif delta.text:
+            events.append(writer.text(delta.index, delta.text))
+        if delta.finish_reason is not None:
+            try:
+                reason = tally.end(delta)
+            except BrimError as exc:
+                return b"".join(events), exc
+            events.append(writer.ending(delta.index, reason, tally))
+    return b"".join(events), None

@@ -1,0 +1,1 @@
+"""What crosses the network: OpenAI's requests, responses and errors, and brim's additions."""

@@ -1,0 +1,222 @@
+"""Request structs -> `core.request.Request`, with the checks that a schema cannot say."""
+
+import difflib
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from brim.core.request import Message, Request
+from brim.core.sampling import SamplingParams
+from brim.errors import InvalidRequest, NotFound
+from brim.runtime.api import ModelStatus
+from brim.server import limits
+from brim.server.wire.openai import ChatCompletionRequest, ChatMessage, CompletionRequest
+
+Body = ChatCompletionRequest | CompletionRequest
+
+_SAMPLING_NAMES = tuple(
+    sorted(set(SamplingParams.__struct_fields__) & set(CompletionRequest.__struct_fields__))
+)
+"""Sampling settings that are handed on under the same name."""
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP request, understood: what to ask of the runtime and how to answer."""
+
+    request_id: str
+    """Also the `id` of the answer."""
+    created_unix_s: int
+    model: str
+    requests: tuple[Request, ...]
+    """One for each prompt; all have the same number of choices."""
+    stream: bool
+    include_usage: bool
+
+    @property
+    def num_choices(self) -> int:
+        """Choices over all prompts."""
+        return len(self.requests) * self.requests[0].num_choices
+
+
+def find_model(name: str, models: Sequence[ModelStatus]) -> ModelStatus:
+    """The served model of that name.
+
+    Raises:
+        NotFound: There is none; the message names those that there are.
+    """
+    for status in models:
+        if status.name == name:
+            return status
+    names = [status.name for status in models]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"served here: {', '.join(names) or 'none'}"
+    raise NotFound(f"there is no model '{name[:100]}'; {hint}", param="model")
+
+
+def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus]) -> Call:
+    """The call behind `/v1/chat/completions`.
+
+    Raises:
+        InvalidRequest: Two fields contradict each other, or a value does not suit the model.
+        NotFound: No such model.
+    """
+    status = find_model(body.model, models)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("`top_logprobs` needs `logprobs`: true", param="top_logprobs")
+    variables = body.chat_template_kwargs or {}
+    _check_variables(variables, depth=1)
+    bounds = [n for n in (body.max_tokens, body.max_completion_tokens) if n is not None]
+    request_id = f"chatcmpl-{secrets.token_hex(12)}"
+    request = Request(
+        request_id=request_id,
+        model=body.model,
+        messages=tuple(_message(message) for message in body.messages),
+        max_tokens=min(bounds, default=None),
+        num_choices=body.n or 1,
+        stop=_stops(body),
+        sampling=_sampling(body, status, (body.top_logprobs or 0) if body.logprobs else None),
+        template_variables=variables,
+    )
+    return _call(body, request_id, (request,))
+
+
+def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> Call:
+    """The call behind `/v1/completions`.
+
+    Raises:
+        InvalidRequest: The prompt is none of the four forms, or a value does not suit the model.
+        NotFound: No such model.
+    """
+    status = find_model(body.model, models)
+    request_id = f"cmpl-{secrets.token_hex(12)}"
+    first = Request(
+        request_id=request_id,
+        model=body.model,
+        max_tokens=body.max_tokens,
+        num_choices=body.n or 1,
+        stop=_stops(body),
+        sampling=_sampling(body, status, body.logprobs),
+    )
+    requests = tuple(
+        msgspec.structs.replace(
+            first,
+            request_id=f"{request_id}-{number}" if number else request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_tokens=prompt if isinstance(prompt, tuple) else None,
+        )
+        for number, prompt in enumerate(prompts_of(body.prompt, status.plan.model.vocab_size))
+    )
+    return _call(body, request_id, requests)
+
+
+def prompts_of(
+    prompt: str | list[str | int | list[int]], vocab_size: int
+) -> list[str | tuple[int, ...]]:
+    """Each prompt as text or token ids: one text, several, one list of ids, or several.
+
+    Raises:
+        InvalidRequest: The forms are mixed, there are too many, or an id is not the model's.
+
+    Example:
+        >>> prompts_of([1, 2], 8), prompts_of([[1], [2]], 8), prompts_of(["a", "b"], 8)
+        ([(1, 2)], [(1,), (2,)], ['a', 'b'])
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    texts = [item for item in prompt if isinstance(item, str)]
+    ids = [item for item in prompt if isinstance(item, int)]
+    lists = [item for item in prompt if isinstance(item, list)]
+    if len(prompt) not in (len(texts), len(ids), len(lists)):
+        raise InvalidRequest(
+            "`prompt` mixes texts, token ids and lists; send one kind", param="prompt"
+        )
+    prompts: list[str | tuple[int, ...]] = [*texts, *(tuple(tokens) for tokens in lists)]
+    if ids:
+        prompts = [tuple(ids)]
+    if len(prompts) > limits.MAX_PROMPTS:
+        raise InvalidRequest(
+            f"`prompt` holds {len(prompts)} prompts; send at most {limits.MAX_PROMPTS} a request",
+            param="prompt",
+        )
+    for tokens in prompts:
+        if isinstance(tokens, tuple):
+            _check_tokens(tokens, vocab_size)
+    return prompts
+
+
+def _check_tokens(tokens: tuple[int, ...], vocab_size: int) -> None:
+    if not tokens:
+        raise InvalidRequest("`prompt` has an empty list of token ids", param="prompt")
+    if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise InvalidRequest(
+            f"`prompt` has a token id outside 0 to {vocab_size - 1}, this model's range",
+            param="prompt",
+        )
+
+
+def _call(body: Body, request_id: str, requests: tuple[Request, ...]) -> Call:
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("`stream_options` needs `stream`: true", param="stream_options")
+    return Call(
+        request_id=request_id,
+        created_unix_s=int(time.time()),
+        model=body.model,
+        requests=requests,
+        stream=bool(body.stream),
+        include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+    )
+
+
+def _message(message: ChatMessage) -> Message:
+    content = message.content
+    return Message(
+        role="system" if message.role == "developer" else message.role,
+        content=content if isinstance(content, str) else "".join(part.text for part in content),
+        name=message.name,
+    )
+
+
+def _stops(body: Body) -> tuple[str, ...]:
+    stop = body.stop
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def _sampling(body: Body, status: ModelStatus, num_logprobs: int | None) -> SamplingParams:
+    given: dict[str, Any] = {
+        name: value for name in _SAMPLING_NAMES if (value := getattr(body, name)) is not None
+    }
+    if "logit_bias" in given:
+        given["logit_bias"] = _logit_bias(given["logit_bias"], status.plan.model.vocab_size)
+    if "dry_sequence_breakers" in given:
+        given["dry_sequence_breakers"] = tuple(given["dry_sequence_breakers"])
+    return SamplingParams(**given, num_logprobs=num_logprobs)
+
+
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    pairs = {int(token): value for token, value in bias.items()}
+    if pairs and max(pairs) >= vocab_size:
+        raise InvalidRequest(
+            f"`logit_bias` names token {max(pairs)}; this model's ids end at {vocab_size - 1}",
+            param="logit_bias",
+        )
+    return tuple(pairs.items())
+
+
+def _check_variables(value: Any, depth: int) -> None:
+    """Keep what cannot be sent on to a worker out: bottomless nesting, integers over 64 bits."""
+    if depth > limits.MAX_VARIABLE_DEPTH:
+        raise InvalidRequest(
+            f"`chat_template_kwargs` is nested deeper than {limits.MAX_VARIABLE_DEPTH} levels",
+            param="chat_template_kwargs",
+        )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(
+            "`chat_template_kwargs` has an integer wider than 64 bits; send it as a string",
+            param="chat_template_kwargs",
+        )
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_variables(item, depth + 1)

@@ -1,0 +1,291 @@
+"""Answers of the two completion routes: OpenAI's shapes, and the `brim` object."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.scripted import Client, ScriptedRuntime, make_plan
+
+from brim.core.answer import FinishReason
+from brim.core.request import Request
+from brim.server.wire.chunks import ChatChunks, CompletionChunks
+from brim.server.wire.convert import Call
+from brim.server.wire.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+)
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "Hello wörld!\n"
+
+
+async def test_a_whole_chat_answer_has_openais_shape(client: Client) -> None:
+    """Every field of a chat.completion is there, with the text in one message."""
+    reply = await client.chat()
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    answer = reply.json()
+    assert {key: answer[key] for key in ("object", "model", "choices", "usage")} == {
+        "object": "chat.completion",
+        "model": "small",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": TEXT, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 11,
+            "completion_tokens": 4,
+            "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 3},
+        },
+    }
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["system_fingerprint"] == "brim-llamacpp-0123456789abcdef"
+    assert answer["created"] > 1_600_000_000
+
+
+async def test_the_brim_object_says_what_the_answer_cost(client: Client) -> None:
+    """Model, window, cached tokens, times (in whole microseconds), KV type and seed are there."""
+    answer = (await client.chat(max_tokens=9)).json()
+    assert answer["brim"] == {
+        "model": "small",
+        "engine": "llamacpp",
+        "quant": "F16",
+        "context_tokens": 8192,
+        "max_tokens": 9,
+        "kv_type": "q8_0/f16",
+        "num_prompt_tokens": 11,
+        "num_cached_tokens": 3,
+        "num_completion_tokens": 4,
+        "num_trimmed_tokens": 0,
+        "queue_s": 0.001,
+        "prefill_s": 0.02,
+        "decode_s": 0.3,
+        "seed": 100,
+        "stop_string": None,
+    }
+
+
+async def test_headers_say_what_is_known_before_the_first_byte(client: Client) -> None:
+    """`x-brim-*` names request, model, engine and window, streamed or not."""
+    for stream in (False, True):
+        headers = (await client.chat(stream=stream)).headers
+        assert headers["x-brim-request-id"].startswith("chatcmpl-")
+        assert headers["x-request-id"] == headers["x-brim-request-id"]
+        known = ("x-brim-model", "x-brim-engine", "x-brim-quant", "x-brim-context-tokens")
+        assert [headers[name] for name in known] == ["small", "llamacpp", "F16", "8192"]
+
+
+async def test_several_choices_are_numbered_and_count_their_prompt_once(client: Client) -> None:
+    """With n=2 usage counts one prompt, and `brim.choices` tells the choices apart."""
+    answer = (await client.chat(n=2)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert [choice["message"]["content"] for choice in answer["choices"]] == [TEXT, TEXT]
+    assert answer["usage"]["prompt_tokens"] == 11
+    assert answer["usage"]["completion_tokens"] == 8
+    assert [choice["seed"] for choice in answer["brim"]["choices"]] == [100, 101]
+    assert [choice["num_cached_tokens"] for choice in answer["brim"]["choices"]] == [3, 11]
+
+
+@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.LENGTH])
+async def test_finish_reasons_are_openais_words(
+    client: Client, runtime: ScriptedRuntime, reason: FinishReason
+) -> None:
+    """`stop` and `length` come out as they are; the stop string is named in `brim`."""
+    runtime.finish_reason = reason
+    answer = (await client.chat(stop="END")).json()
+    assert answer["choices"][0]["finish_reason"] == reason.value
+    assert answer["brim"]["stop_string"] == "END"
+
+
+async def test_a_whole_completion_has_openais_shape(client: Client) -> None:
+    """A text_completion has `text`, and null logprobs unless asked for."""
+    answer = (await client.complete()).json()
+    assert answer["object"] == "text_completion"
+    assert answer["id"].startswith("cmpl-")
+    assert answer["choices"] == [
+        {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}
+    ]
+    assert answer["brim"]["engine"] == "llamacpp"
+
+
+async def test_several_prompts_are_several_requests(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Choices are numbered prompt by prompt, and usage adds the prompts up."""
+    answer = (await client.complete(prompt=["a", "b"], n=2)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [scripted.request.prompt for scripted in runtime.answers] == ["a", "b"]
+    assert answer["usage"]["prompt_tokens"] == 22
+    assert answer["usage"]["completion_tokens"] == 16
+
+
+async def test_chat_logprobs_carry_tokens_bytes_and_alternatives(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Each token has its text, bytes and likeliest alternatives; half a character is escaped."""
+    runtime.pieces = [b"a", b"\xf0\x9f", b"\x98\x80"]
+    answer = (await client.chat(logprobs=True, top_logprobs=1)).json()
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in content] == ["a", "\\xf0\\x9f", "\\x98\\x80"]
+    assert content[0] == {
+        "token": "a",
+        "logprob": -0.25,
+        "bytes": [97],
+        "top_logprobs": [{"token": "t0", "logprob": 0.0, "bytes": [116, 48]}],
+    }
+    assert answer["choices"][0]["logprobs"]["refusal"] is None
+
+
+async def test_completion_logprobs_are_lists_with_offsets(client: Client) -> None:
+    """The four lists have one entry a token; offsets count characters of the text."""
+    for stream in (False, True):
+        reply = await client.complete(logprobs=1, stream=stream)
+        if stream:
+            parts = [event["choices"][0]["logprobs"] for event in reply.events()[:-1]]
+            found = [part for part in parts if part is not None]
+        else:
+            found = [reply.json()["choices"][0]["logprobs"]]
+        assert [text for part in found for text in part["tokens"]] == ["Hello", " ", "wörld", "!\n"]
+        assert [offset for part in found for offset in part["text_offset"]] == [0, 5, 6, 11]
+        assert found[0]["top_logprobs"][0] == {"t0": 0.0}
+
+
+async def test_impossible_logprobs_are_a_number(client: Client, runtime: ScriptedRuntime) -> None:
+    """JSON has no -Infinity: OpenAI's -9999 stands for it."""
+    runtime.logprob = float("-inf")
+    answer = (await client.chat(logprobs=True)).json()
+    assert answer["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
+
+
+async def test_a_streamed_chat_begins_with_the_role_and_ends_with_done(client: Client) -> None:
+    """Role, text, reason, `[DONE]`: the deltas join to the text of the whole answer."""
+    reply = await client.chat(stream=True)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *chunks, done = reply.events()
+    assert done == "[DONE]"
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    assert "".join(delta.get("content", "") for delta in deltas) == TEXT
+    assert deltas[-1] == {}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
+
+
+async def test_brim_stands_on_the_last_chunk_only(client: Client) -> None:
+    """Without usage the last choice's ending carries `brim`, and no chunk has `usage`."""
+    *chunks, _ = (await client.chat(stream=True, n=2)).events()
+    assert ["brim" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert not any("usage" in chunk for chunk in chunks)
+    assert chunks[-1]["brim"]["num_completion_tokens"] == 8
+
+
+async def test_usage_is_a_chunk_of_its_own_when_asked_for(client: Client) -> None:
+    """With include_usage the last chunk has no choices, and every other has `usage: null`."""
+    *chunks, _ = (await client.chat(stream=True, stream_options={"include_usage": True})).events()
+    *others, last = chunks
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 15
+    assert last["brim"]["seed"] == 100
+    assert all(chunk["usage"] is None and "brim" not in chunk for chunk in others)
+
+
+async def test_a_streamed_completion_joins_to_the_whole(client: Client) -> None:
+    """Text chunks of /v1/completions join to the text; the last has the reason and no text."""
+    *chunks, done = (await client.complete(stream=True)).events()
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
+    assert chunks[-1]["choices"][0] == {
+        "index": 0,
+        "text": "",
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+
+
+async def test_a_batch_of_one_choice_is_one_chunk_and_keeps_every_logprob(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """What the runtime coalesced is sent as one chunk, with one logprob entry for each token."""
+    runtime.batch_size = 4
+    *chunks, _ = (await client.chat(stream=True, logprobs=True)).events()
+    texts = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    assert [choice["delta"]["content"] for choice in texts] == [TEXT]
+    assert len(texts[0]["logprobs"]["content"]) == 4
+
+
+async def test_an_answer_without_text_is_still_complete(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """A stop string at once gives role, reason and `[DONE]`, and an empty message when whole."""
+    runtime.pieces = []
+    *chunks, done = (await client.chat(stream=True)).events()
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, "stop"]
+    assert done == "[DONE]"
+    assert (await client.chat()).json()["choices"][0]["message"]["content"] == ""
+
+
+async def test_answers_fit_their_published_schema(client: Client) -> None:
+    """Every body and chunk decodes to the struct that OpenAPI describes, with nothing left over."""
+    for reply, kind in (
+        (await client.chat(n=2, logprobs=True, top_logprobs=2), ChatCompletion),
+        (await client.complete(logprobs=2), Completion),
+    ):
+        value = msgspec.json.decode(reply.body, type=kind)
+        assert msgspec.json.decode(msgspec.json.encode(value)) == reply.json()
+    options = {"include_usage": True}
+    for reply, chunk_kind in (
+        (await client.chat(stream=True, stream_options=options), ChatCompletionChunk),
+        (await client.complete(stream=True, stream_options=options), Completion),
+    ):
+        for event in reply.events()[:-1]:
+            value = msgspec.convert(event, chunk_kind)
+            assert msgspec.json.decode(msgspec.json.encode(value)) == event
+
+
+async def test_every_answer_is_released(client: Client, runtime: ScriptedRuntime) -> None:
+    """After a response each answer was read to its end or cancelled."""
+    await client.chat()
+    await client.chat(stream=True)
+    await client.complete(prompt=["a", "b"], stream=True)
+    assert len(runtime.answers) == 4
+    assert all(answer.is_finished for answer in runtime.answers)
+
+
+def call_for(model: str, num_choices: int) -> Call:
+    return Call(
+        request_id='id"\\',
+        created_unix_s=1,
+        model=model,
+        requests=(Request(request_id="r", model=model, num_choices=num_choices),),
+        stream=True,
+        include_usage=False,
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(), model=st.text(), index=st.integers(0, 2))
+def test_templates_make_what_encoding_the_whole_chunk_makes(
+    text: str, model: str, index: int
+) -> None:
+    """For any text and model name, the quick way gives the bytes of the slow way."""
+    plan = make_plan()
+    call = call_for(model, 3)
+    for writer in (ChatChunks(call, plan), CompletionChunks(call, plan)):
+        quick = writer.text(index, text)
+        assert quick == writer.text_with_logprobs(index, text, ())
+        data: Any = msgspec.json.decode(quick.removeprefix(b"data: ").removesuffix(b"\n\n"))
+        choice = data["choices"][0]
+        assert (choice.get("text") or choice.get("delta", {}).get("content", "")) == text
+        assert choice["index"] == index
+        assert data["model"] == model
+        assert b"\n" not in quick.removesuffix(b"\n\n")

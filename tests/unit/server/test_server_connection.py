@@ -1,0 +1,175 @@
+"""Clients that leave, are slow, or send too much."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from support.scripted import (
+    Client,
+    ScriptedAnswer,
+    ScriptedRuntime,
+    chat_body,
+    running,
+    settle,
+)
+
+from brim.core.request import Request
+from brim.server.app import build_app
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> list[bytes]:
+    return [msgspec.json.encode(chat_body(**fields))]
+
+
+async def never(answer: ScriptedAnswer, position: int) -> None:
+    """Two tokens, then nothing more."""
+    if position == 2:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_its_answer(
+    client: Client, runtime: ScriptedRuntime, stream: bool
+) -> None:
+    """Closing the connection ends the work behind it, streamed or not, and the exchange returns."""
+    runtime.gate = never
+    exchange = client.exchange("POST", CHAT, body(stream=stream))
+    async with running(exchange) as task:
+        await settle()
+        assert runtime.answers[0].num_batches_read == 2
+        exchange.leave()
+        await task
+    assert runtime.answers[0].is_cancelled
+    assert not runtime.answers[0].is_finished
+
+
+async def test_a_client_that_leaves_while_it_waits_for_admission_is_forgotten(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Leaving the queue cancels `submit` itself; no answer is ever made."""
+    given_up = asyncio.Event()
+
+    async def queue(request: Request) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    runtime.before_submit = queue
+    exchange = client.exchange("POST", CHAT, body())
+    async with running(exchange) as task:
+        await settle()
+        exchange.leave()
+        await task
+    assert given_up.is_set()
+    assert runtime.answers == []
+
+
+async def test_leaving_cancels_every_prompt_of_a_request(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """All prompts of one completion request end with its client."""
+    runtime.gate = never
+    data = b'{"model":"small","prompt":["a","b","c"],"stream":true}'
+    exchange = client.exchange("POST", "/v1/completions", [data])
+    async with running(exchange) as task:
+        await settle()
+        exchange.leave()
+        await task
+        await settle()
+    assert [answer.is_cancelled for answer in runtime.answers] == [True] * 3
+
+
+async def test_leaving_before_the_body_is_complete_asks_for_nothing(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Half a request is no request: nothing is submitted and nothing is sent."""
+    exchange = client.exchange("POST", CHAT, [])
+    exchange.leave()
+    reply = await exchange.run()
+    assert reply.status == 0
+    assert runtime.answers == []
+
+
+async def test_a_slow_client_slows_the_reading_and_nothing_piles_up(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """While one send waits, no further batch is read: the runtime merges, the server holds none."""
+    runtime.pieces = [b"x"] * 100
+    may_continue = asyncio.Event()
+
+    async def on_send(data: bytes) -> None:
+        await may_continue.wait()
+
+    exchange = client.exchange("POST", CHAT, body(stream=True))
+    exchange.on_send = on_send
+    async with running(exchange) as task:
+        await settle()
+        assert runtime.answers[0].num_batches_read == 1
+        may_continue.set()
+        reply = await task
+    texts = [event["choices"][0]["delta"].get("content", "") for event in reply.events()[:-1]]
+    assert "".join(texts) == "x" * 100
+
+
+async def test_a_slow_client_that_leaves_is_let_go(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """A client that stopped reading and then vanished does not hold its answer."""
+
+    async def on_send(data: bytes) -> None:
+        await asyncio.Event().wait()
+
+    exchange = client.exchange("POST", CHAT, body(stream=True))
+    exchange.on_send = on_send
+    async with running(exchange) as task:
+        await settle()
+        exchange.leave()
+        await task
+    assert runtime.answers[0].is_cancelled
+
+
+async def test_a_server_out_of_patience_tells_who_has_nothing_yet(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """When a stopping server cancels an exchange, a waiting client gets 503 and Retry-After."""
+    runtime.gate = never
+    exchange = client.exchange("POST", CHAT, body())
+    async with running(exchange) as task:
+        await settle()
+        task.cancel()
+        reply = await task
+    assert reply.status == 503
+    assert reply.headers["retry-after"] == "1"
+    assert runtime.answers[0].is_cancelled
+
+
+async def test_a_body_in_parts_is_put_together(client: Client) -> None:
+    """A request that arrives in many pieces is read whole."""
+    (data,) = body()
+    parts = [data[i : i + 7] for i in range(0, len(data), 7)]
+    assert (await client.exchange("POST", CHAT, parts).run()).status == 200
+
+
+@pytest.mark.parametrize("announced", [False, True])
+async def test_a_body_over_the_limit_is_413(runtime: ScriptedRuntime, announced: bool) -> None:
+    """Bytes are counted as they come, and an honest Content-Length is refused at once."""
+    client = Client(build_app(runtime, max_body_bytes=1000))
+    headers = {"content-length": "1001"} if announced else {}
+    parts = [] if announced else [b" " * 500] * 3
+    reply = await client.exchange("POST", CHAT, parts, headers).run()
+    assert reply.status == 413
+    assert reply.json()["error"]["code"] == "body_too_large"
+    assert "1000" in reply.json()["error"]["message"]
+
+
+async def test_a_body_of_exactly_the_limit_is_taken(runtime: ScriptedRuntime) -> None:
+    """The limit itself is allowed."""
+    (data,) = body()
+    client = Client(build_app(runtime, max_body_bytes=len(data)))
+    assert (await client.exchange("POST", CHAT, [data]).run()).status == 200
