@@ -1,1 +1,6 @@
-"""TBD."""
+"""Measuring: what an engine does alone, and what servers do with the same recorded requests.
+
+`stats` turns samples into medians and spreads, `speed` times an engine without a server around it,
+`client`, `workload` and `serve` compare HTTP servers side by side, `processes` starts them and
+reads what the OS says of them.  Nothing here judges: it reports samples, and the reader decides.
+"""

@@ -1,0 +1,43 @@
+"""Tables for people and JSON for programs, both on stdout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import typer
+
+
+def print_json(value: Any) -> None:
+    """Print any msgspec value as indented JSON."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()
+) -> None:
+    """Print rows in columns as wide as their widest cell.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells, as many to each row as there are columns.
+        right: Indices of columns that are aligned right.
+    """
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes for a column; small models keep a digit that says something.
+
+    Example:
+        >>> gib(5 * 2**30), gib(12 * 2**20)
+        ('5.00 GiB', '12 MiB')
+    """
+    if num_bytes < 2**30 // 10:
+        return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**30:.2f} GiB"

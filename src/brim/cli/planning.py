@@ -1,0 +1,69 @@
+"""From what was asked on the command line to a plan; shared by `run` and `serve`."""
+
+from brim.config.tree import Settings
+from brim.core.machine import MachineSpec
+from brim.core.plan import Grant, Objective, Plan, Verdict
+from brim.errors import ConfigError, Unsupported
+from brim.planner.plan import make_plan
+from brim.registry.sources import resolve
+
+ENGINE_OF_FORMAT = {"gguf": "llamacpp", "toy": "toy"}
+
+DEMO = "demo"
+
+HOW_TO_GET_A_MODEL = "for a real one: -m FILE.gguf or -m hf:ORG/REPO"
+
+
+def plan_model(
+    reference: str,
+    machine: MachineSpec,
+    settings: Settings,
+    *,
+    engine: str | None = None,
+    objective: Objective | None = None,
+    context_tokens: int | None = None,
+    max_sequences: int | None = None,
+) -> Plan:
+    """How the model that `reference` names is loaded; flags that are None follow the settings.
+
+    Args:
+        reference: What the user typed.
+        machine: A fresh reading.
+        settings: The settings.
+        engine: By the model's format unless given.
+        objective: By the settings unless given.
+        context_tokens: A wish, which must suit the model; the setting's value gives way to it.
+        max_sequences: By the settings unless given.
+
+    Raises:
+        BrimError: The model cannot be found or read, or a wish contradicts it.
+    """
+    spec = resolve(reference)
+    suits = ENGINE_OF_FORMAT.get(spec.format)
+    if suits is None:
+        raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
+    if engine not in (None, suits):
+        raise ConfigError(
+            f"the {engine} engine does not load {spec.format} models; leave --engine out",
+            param="engine",
+        )
+    if context_tokens is None:
+        context_tokens = min(settings.models.context_tokens, spec.trained_context_tokens)
+    return make_plan(
+        spec,
+        machine,
+        engine=suits,
+        objective=settings.models.objective if objective is None else objective,
+        context_tokens=context_tokens,
+        max_sequences=settings.models.max_sequences if max_sequences is None else max_sequences,
+    )
+
+
+def room_note(grant: Grant) -> str:
+    """What to say of a model that was loaded without comfort; empty where there is room."""
+    if grant.verdict is Verdict.COMFORTABLE:
+        return ""
+    ways = " or ".join(grant.ways_to_fit) or "a smaller model"
+    if grant.verdict is Verdict.TIGHT:
+        return f"memory is tight; to make room: {ways}"
+    return f"it does not fit and was loaded all the same; to make room: {ways}"

@@ -1,0 +1,132 @@
+"""`brim run`: one answer, or a conversation, from a worker of its own; no server is needed."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from brim.cli.conversation import Conversation
+    from brim.config.tree import Settings
+    from brim.core.plan import Plan
+
+MAX_SEED = 2**32 - 2
+"""llama.cpp's seeds are 32 bits wide, and the last value means "draw one"."""
+
+
+def run(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; piped input is appended.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A .gguf file, hf:ORG/REPO[:QUANT], or demo."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temp", min=0.0, help="0 always takes the likeliest token."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same answer."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Complete the text as it is, without a chat template.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="llamacpp or toy; by the model's format unless given.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--ctx", "--context", min=1, help="Longest prompt plus answer, in tokens."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load the model even if it does not fit.")
+    ] = False,
+) -> None:
+    """Answer one prompt, or hold a conversation when there is none."""
+    text = _prompt(prompt, raw)
+
+    import msgspec
+
+    from brim.cli.conversation import Conversation
+    from brim.config.load import load_settings
+    from brim.core.sampling import SamplingParams
+
+    given = {"temperature": temperature, "seed": seed}
+    wishes = {name: value for name, value in given.items() if value is not None}
+    settings = load_settings().settings
+    conversation = Conversation(
+        _plan(model, engine, context, settings),
+        settings,
+        max_tokens=max_tokens,
+        sampling=msgspec.structs.replace(SamplingParams(), **wishes),
+        raw=raw,
+    )
+    _hold(conversation, text, force)
+
+
+def _hold(conversation: "Conversation", text: str | None, force: bool) -> None:
+    """Load the model, answer once or until the reader leaves, and unload it."""
+    import asyncio
+
+    # One runner for all answers: between them the loop stands still and input can be read.
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(conversation.open(force=force))
+            if text is None:
+                conversation.converse(runner)
+            else:
+                runner.run(conversation.answer(text))
+        finally:
+            runner.run(conversation.close())
+
+
+def _prompt(prompt: str | None, raw: bool) -> str | None:
+    """The whole prompt; None for a conversation.
+
+    Raises:
+        typer.BadParameter: There is nothing to answer.
+    """
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else _piped_input()
+    if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
+        if raw:
+            raise typer.BadParameter("--raw completes one text; give it as PROMPT or pipe it in")
+        return None
+    parts = [part for part in (prompt, piped) if part and part.strip()]
+    if not parts:
+        raise typer.BadParameter("there is nothing to answer; give a PROMPT or pipe one in")
+    return "\n\n".join(parts)
+
+
+def _piped_input() -> str:
+    """What was piped or redirected in; nothing from /dev/null, a socket or another device."""
+    import os
+    import stat
+
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not stat.S_ISFIFO(mode) and not stat.S_ISREG(mode):
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace")
+
+
+def _plan(
+    model: str | None, engine: str | None, context: int | None, settings: "Settings"
+) -> "Plan":
+    from brim.cli import planning
+    from brim.cli.errors import say
+    from brim.machine.reading import read_machine
+
+    if model is None:
+        say(f"no model was named, so the small demo answers; {planning.HOW_TO_GET_A_MODEL}")
+    return planning.plan_model(
+        model or planning.DEMO,
+        read_machine(),
+        settings,
+        engine=engine,
+        context_tokens=context,
+        max_sequences=1,
+    )

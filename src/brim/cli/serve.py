@@ -1,0 +1,60 @@
+"""`brim serve`: the HTTP server over the models that were named, until it is told to stop."""
+
+from typing import Annotated
+
+import typer
+
+from brim.core.plan import Objective
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="A .gguf file, hf:ORG/REPO[:QUANT], or demo; may be repeated."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--ctx", "--context", min=1, help="Longest prompt plus answer, in tokens."),
+    ] = None,
+    objective: Annotated[
+        Objective | None, typer.Option(help="What to favour where one thing costs another.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load models even if they do not fit.")
+    ] = False,
+) -> None:
+    """Serve models over HTTP until SIGTERM or Ctrl-C; running answers finish first."""
+    import asyncio
+
+    from brim.cli import planning, serving
+    from brim.cli.errors import say
+    from brim.config.load import load_settings
+    from brim.machine.reading import read_machine
+    from brim.server.serve import listen, new_event_loop
+
+    settings = load_settings(
+        {
+            "server.host": ("--host", host),
+            "server.port": ("--port", port),
+            "models.objective": ("--objective", objective),
+        }
+    ).settings
+    # Bound first: a taken port should be known before gigabytes are read.
+    with listen(settings.server.host, settings.server.port) as listener:
+        if not model:
+            say(f"no model was named, so the small demo is served; {planning.HOW_TO_GET_A_MODEL}")
+        machine = read_machine()
+        plans = [
+            planning.plan_model(name, machine, settings, context_tokens=context)
+            for name in model or [planning.DEMO]
+        ]
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serving.serve_until_signal(plans, settings, listener, force=force))

@@ -1,0 +1,123 @@
+"""One server's life: listening, loading, ready, drained, gone.
+
+HTTP answers from the first moment, so that /health can say that models are loading.  The first
+SIGTERM or SIGINT drains: running answers finish within the limit, new requests get 503.  A second
+one ends at once.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Awaitable, Iterator, Sequence
+from pathlib import Path
+
+from brim.cli.errors import say
+from brim.cli.output import gib
+from brim.cli.planning import room_note
+from brim.cli.state import write_state
+from brim.config.tree import Settings
+from brim.core.plan import Plan
+from brim.errors import BrimError
+from brim.ledger.account import Account
+from brim.machine.reading import read_machine
+from brim.runtime.gateway import Gateway
+from brim.server.app import build_app
+from brim.server.guard import loopback_hosts
+from brim.server.serve import HttpServer
+
+CLOSE_WITHIN_S = 2.0
+"""For responses to leave after their answers have ended; draining has taken its time before."""
+
+
+async def serve_until_signal(
+    plans: Sequence[Plan], settings: Settings, listener: socket.socket, *, force: bool
+) -> None:
+    """Serve planned models on a listening socket; returns when a signal has ended it.
+
+    Raises:
+        BrimError: A model cannot be loaded, or the state file not be written.
+    """
+    gateway = Gateway(
+        plans, settings=settings, account=Account(), read_machine=read_machine, force=force
+    )
+    app = build_app(
+        gateway,
+        allowed_hosts=loopback_hosts(settings.server.host),
+        max_body_bytes=settings.server.max_body_bytes,
+    )
+    server = HttpServer(app, listener, finish_within_s=CLOSE_WITHIN_S)
+    signals = _Signals()
+    with _announced(settings, listener):
+        serving = asyncio.create_task(server.run(lambda url: say(f"listening on {url}")))
+        try:
+            if await signals.first_of(gateway.start()):
+                _say_ready(gateway)
+                if await signals.first_of(asyncio.shield(serving)):
+                    raise BrimError("the HTTP server ended by itself; start brim again")
+                await _drain(gateway, signals, settings.server.drain_limit_s)
+        finally:
+            await gateway.stop()
+            server.stop()
+            await serving
+
+
+class _Signals:
+    """SIGTERM and SIGINT as something to wait for, each of them once."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._arrived.set)
+
+    async def first_of(self, work: Awaitable[None]) -> bool:
+        """Whether `work` ended before the next signal; cancels it where it did not.
+
+        Raises:
+            Exception: What `work` raised.
+        """
+        working = asyncio.ensure_future(work)
+        waiting = asyncio.create_task(self._arrived.wait())
+        try:
+            await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if working.done():
+            working.result()
+            return True
+        self._arrived.clear()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        return False
+
+
+async def _drain(gateway: Gateway, signals: _Signals, limit_s: float) -> None:
+    num_running = sum(status.num_running for status in gateway.models())
+    if num_running:
+        say(f"{num_running} running; stopping when done, in {limit_s:.0f} s at the latest")
+    await signals.first_of(gateway.drain(limit_s))
+
+
+def _say_ready(gateway: Gateway) -> None:
+    """One line for each model: what it takes, and a word where memory is tight."""
+    grants = gateway.grants()
+    for status in gateway.models():
+        plan, note = status.plan, room_note(grants[status.name])
+        say(
+            f"{status.name} is ready: {plan.engine}, context {plan.context_tokens}, "
+            f"{plan.kv_type_k} KV, {gib(plan.memory.total_bytes)} planned"
+            + (f"; {note}" if note else "")
+        )
+
+
+@contextlib.contextmanager
+def _announced(settings: Settings, listener: socket.socket) -> Iterator[Path]:
+    """Keep a state file while the server runs, so that `ps` and `stop` find it."""
+    port = int(listener.getsockname()[1])
+    path = write_state(settings.server.host, port, settings.server.drain_limit_s)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Every setting with its meaning, range and default; docs/settings.md is made from here."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from brim.core.plan import Objective
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP server."""
+
+    host: Annotated[
+        str, Meta(min_length=1, description="Address to listen on; 0.0.0.0 means every interface.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="TCP port; 0 lets the system pick a free one.")
+    ] = 2746
+    drain_limit_s: Annotated[
+        float,
+        Meta(ge=0, description="Seconds that running answers get to finish when the server stops."),
+    ] = 30.0
+    max_body_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            # Below the worker protocol's largest frame of 64 MiB, with room for the encoding.
+            le=48 * 1024 * 1024,
+            description="Largest request body; a larger one is answered with 413.",
+        ),
+    ] = 32 * 1024 * 1024
+    """Millions of tokens of text, more than any window."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models are loaded and shared."""
+
+    context_tokens: Annotated[
+        int,
+        Meta(
+            ge=256,
+            description="Longest prompt plus answer of one sequence; a model trained on less "
+            "gets what it was trained on.",
+        ),
+    ] = 8192
+    max_sequences: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Most sequences that one model works on at once; llama.cpp takes 256.",
+        ),
+    ] = 16
+    answer_tokens: Annotated[
+        int,
+        Meta(ge=1, description="Bound of an answer whose request gives no max_tokens."),
+    ] = 2048
+    max_queued_requests: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most requests that wait for one model; more are answered with 503.",
+        ),
+    ] = 64
+    objective: Annotated[
+        Objective,
+        Meta(description="What a plan favours where one thing costs another."),
+    ] = Objective.DECODE
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model processes."""
+
+    restart_backoff_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds before a worker that died is started again; doubles with each "
+            "death in a row.",
+        ),
+    ] = 0.5
+    restart_backoff_limit_s: Annotated[
+        float, Meta(ge=0, description="Longest wait before a restart, in seconds.")
+    ] = 30.0
+    deaths_before_quarantine: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Deaths in a row after which a model is no longer restarted.",
+        ),
+    ] = 3
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole tree; immutable, passed down by value."""
+
+    server: ServerSettings = ServerSettings()
+    models: ModelSettings = ModelSettings()
+    worker: WorkerSettings = WorkerSettings()

@@ -1,0 +1,135 @@
+"""Control groups, version 1 and 2: the bounds that a container or a service puts on us.
+
+A process is bound by its own group and by every group above it, so each question walks up to the
+mount point.  Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+
+class MemoryGroup(NamedTuple):
+    """A control group that bounds memory, and what its members use."""
+
+    limit_bytes: int
+    used_bytes: int
+    active_file_bytes: int
+    inactive_file_bytes: int
+    source: str
+
+
+class CpuQuota(NamedTuple):
+    """Processors' worth of time that a group may use."""
+
+    num_cpus: float
+    source: str
+
+
+class Hierarchy(NamedTuple):
+    """Where one controller's groups of this process are."""
+
+    version: int
+    directories: tuple[Path, ...]
+    """Our group first, then each one above it up to the mount point."""
+
+
+def memory_groups(root: Path = Path("/")) -> list[MemoryGroup]:
+    """Every group with a limit that this process is in, innermost first."""
+    found = []
+    for hierarchy in hierarchies("memory", root):
+        names = ("memory.max", "memory.current")
+        files = ("active_file", "inactive_file")
+        if hierarchy.version == 1:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            # The total_ fields include the groups below, as usage_in_bytes does.
+            files = ("total_active_file", "total_inactive_file")
+        for directory in hierarchy.directories:
+            limit, used = (_number(directory / name) for name in names)
+            if limit is None or used is None:
+                continue
+            stat = _pairs(directory / "memory.stat")
+            active, inactive = (stat.get(name, 0) for name in files)
+            found.append(MemoryGroup(limit, used, active, inactive, str(directory / names[0])))
+    return found
+
+
+def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:
+    """The smallest bound on processor time over all groups; None where there is none."""
+    found = []
+    for hierarchy in hierarchies("cpu", root):
+        for directory in hierarchy.directories:
+            if hierarchy.version == 2:
+                path = directory / "cpu.max"
+                words = _read(path).split()
+                quota, period = words if len(words) == 2 else ("max", "0")
+            else:
+                path = directory / "cpu.cfs_quota_us"
+                quota = _read(path).strip()
+                period = _read(directory / "cpu.cfs_period_us").strip()
+            # 'max' and -1 mean none.
+            if quota.isdigit() and period.isdigit() and int(period):
+                found.append(CpuQuota(int(quota) / int(period), str(path)))
+    return min(found, default=None)
+
+
+def hierarchies(controller: str, root: Path = Path("/")) -> Iterator[Hierarchy]:
+    """The version 2 hierarchy, and the version 1 one of the controller, as far as mounted."""
+    mounts = list(_mounts(root))
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        version = 2 if number == "0" and not controllers else 1
+        if version == 1 and controller not in controllers.split(","):
+            continue
+        for kind, options, mounted, mount_point in mounts:
+            if kind == "cgroup2" if version == 2 else controller in options:
+                yield Hierarchy(version, tuple(_upwards(root, mount_point, mounted, group)))
+                break
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
+    """(file system, its options, root of the mount, mount point) of every cgroup mount."""
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if separator and len(fields) >= 5 and len(kind) >= 3 and kind[0].startswith("cgroup"):
+            yield kind[0], kind[2].split(","), fields[3], fields[4]
+
+
+def _upwards(root: Path, mount_point: str, mounted: str, group: str) -> Iterator[Path]:
+    """The group's directory and all above it.
+
+    In a container the mount shows a part of the tree only (`mounted`), and the group's path may
+    name what lies outside: then the mount point itself is the innermost group that can be seen.
+    """
+    top = root / mount_point.lstrip("/")
+    try:
+        below = PurePosixPath(group).relative_to(mounted)
+    except ValueError:
+        below = PurePosixPath()
+    if ".." in below.parts:
+        below = PurePosixPath()
+    for depth in range(len(below.parts), 0, -1):
+        directory = top.joinpath(*below.parts[:depth])
+        if directory.is_dir():
+            yield directory
+    yield top
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _pairs(path: Path) -> dict[str, int]:
+    """Values by name from lines such as 'inactive_file 4096'."""
+    words = [line.split() for line in _read(path).splitlines()]
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,35 @@
+"""What one process holds, by the system's own account."""
+
+import platform
+
+import msgspec
+
+
+class ProcessMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one process; pages shared with others count in proportion on Linux."""
+
+    dirty_bytes: int
+    """Anonymous memory, swapped or not: what would have to be swapped to be taken away."""
+    resident_bytes: int
+    """What is in RAM, mapped files included."""
+    file_bytes: int = 0
+    """The part of `resident_bytes` that is file pages."""
+
+
+def process_memory(pid: int) -> ProcessMemory | None:
+    """What a process holds; None where it is gone, not ours to read, or the system does not say."""
+    if platform.system() == "Linux":
+        from brim.machine import linux
+
+        return linux.process_memory(pid)
+    if platform.system() == "Darwin":
+        from brim.machine import macos
+
+        return macos.process_memory(pid)
+    return None
+
+
+def resident_bytes(pid: int) -> int | None:
+    """What a process has in RAM, mapped weights included; None where the system does not say."""
+    memory = process_memory(pid)
+    return None if memory is None else memory.resident_bytes

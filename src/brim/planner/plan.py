@@ -1,0 +1,203 @@
+"""Chooses how one model is loaded, before a byte of it is read, with the reason for each choice.
+
+Pure: the same model, machine and wishes always give the same plan.  Whether the plan fits beside
+what is already loaded is the ledger's to say.
+"""
+
+import functools
+
+from brim.core.machine import MachineSpec
+from brim.core.model import ModelSpec
+from brim.core.plan import Objective, Plan
+from brim.errors import ConfigError
+from brim.planner.memory import KV_PADDING_TOKENS, memory_terms, pad_kv_tokens
+from brim.planner.options import exact_options, load_options
+
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Holds most conversations; models trained on 128 K would otherwise take gigabytes of KV."""
+
+MICRO_BATCH_TOKENS = 512
+"""llama.cpp's own default: more rows gain little on a CPU and scratch grows with every row."""
+
+MAX_SEQUENCES = 256
+"""llama.cpp's LLAMA_MAX_SEQ; it aborts the process above."""
+
+SHARED_TOKENS_PER_SEQUENCE = 1024
+"""A short turn: what each sequence gets of the pool where all are busy at once."""
+
+MAX_POOL_WINDOWS = 4
+"""Keeps the pool of a model with a small window in proportion."""
+
+MAX_POOL_EXTRA_OF_RAM = 16
+"""What the pool takes beyond one window may cost at most this part (1/16) of RAM."""
+
+
+def make_plan(
+    spec: ModelSpec,
+    machine: MachineSpec,
+    *,
+    engine: str,
+    objective: Objective = Objective.DECODE,
+    context_tokens: int | None = None,
+    max_sequences: int = 1,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+    threads: int | None = None,
+    exact_profile: bool = False,
+) -> Plan:
+    """The plan for one model; None leaves a choice to the planner.
+
+    Args:
+        spec: The model.
+        machine: Where it will run.
+        engine: 'llamacpp' or 'toy'.
+        objective: What to favour.
+        context_tokens: Longest prompt plus answer of one sequence.
+        max_sequences: Most sequences at once.
+        kv_type: ggml type of K and V.
+        flash_attention: Fused attention; needed for a quantised V.
+        threads: Threads of the backend.
+        exact_profile: Load so that results do not depend on what else is in the batch, to the bit.
+
+    Raises:
+        ConfigError: A wish contradicts the model, the machine or another wish.
+    """
+    context, context_reason = _context(spec, context_tokens)
+    if not 1 <= max_sequences <= MAX_SEQUENCES:
+        raise ConfigError(
+            f"max_sequences is {max_sequences}; it must be 1 to {MAX_SEQUENCES}",
+            param="max_sequences",
+        )
+    options = load_options(spec, machine, engine, objective, kv_type, flash_attention)
+    if exact_profile and engine == "llamacpp":
+        options = exact_options(spec, kv_type, flash_attention)
+    num_threads, threads_reason = _threads(machine, threads)
+    terms = functools.partial(
+        memory_terms,
+        spec,
+        engine=engine,
+        max_sequences=max_sequences,
+        kv_type_k=options.kv_type_k,
+        kv_type_v=options.kv_type_v,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        flash_attention=options.flash_attention,
+        repack_weights=options.repack_weights,
+    )
+    window, shared = pad_kv_tokens(context), pad_kv_tokens(_shared_pool(context, max_sequences))
+    extra_bytes = terms(kv_tokens=shared).total_bytes - terms(kv_tokens=window).total_bytes
+    kv_tokens = shared if extra_bytes * MAX_POOL_EXTRA_OF_RAM <= machine.ram_bytes else window
+    environment, environment_reason = _environment(engine, num_threads, exact_profile)
+    return Plan(
+        model=spec,
+        engine=engine,
+        objective=objective,
+        context_tokens=context,
+        kv_tokens=kv_tokens,
+        max_sequences=max_sequences,
+        max_batch_tokens=MICRO_BATCH_TOKENS,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        kv_type_k=options.kv_type_k,
+        kv_type_v=options.kv_type_v,
+        flash_attention=options.flash_attention,
+        repack_weights=options.repack_weights,
+        num_threads=num_threads,
+        environment=environment,
+        memory=terms(kv_tokens=kv_tokens),
+        reasons={
+            "context_tokens": context_reason,
+            "kv_tokens": _pool_reason(kv_tokens, window, shared, max_sequences),
+            "max_batch_tokens": "one micro batch a step: a second would only lengthen the stall of "
+            "decoding sequences",
+            "micro_batch_tokens": "llama.cpp's default; scratch memory grows with every row",
+            "num_threads": threads_reason,
+            "environment": environment_reason,
+            **options.reasons,
+        },
+    )
+
+
+def _context(spec: ModelSpec, asked: int | None) -> tuple[int, str]:
+    """The window and why."""
+    trained = spec.trained_context_tokens
+    if asked is None:
+        if trained <= DEFAULT_CONTEXT_TOKENS:
+            return trained, f"the model was trained on {trained} tokens"
+        return DEFAULT_CONTEXT_TOKENS, f"the default; the model was trained on {trained} tokens"
+    if asked > trained:
+        raise ConfigError(
+            f"{spec.name} was trained on a context of {trained} tokens; "
+            f"ask for at most that instead of {asked}",
+            param="context_tokens",
+        )
+    if asked < 1:
+        raise ConfigError(
+            f"a context of {asked} tokens holds nothing; give at least 1", param="context_tokens"
+        )
+    return asked, f"asked for; the model was trained on {trained} tokens"
+
+
+def _shared_pool(context: int, max_sequences: int) -> int:
+    """Cells that suit `max_sequences` short conversations, and one that fills the window."""
+    shared = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
+    return max(context, shared)
+
+
+def _pool_reason(kv_tokens: int, window: int, shared: int, max_sequences: int) -> str:
+    if kv_tokens == window:
+        if shared == window:
+            return "one full window, which all sequences share"
+        return (
+            f"one full window, shared; {shared} tokens for {max_sequences} sequences would cost "
+            f"over 1/{MAX_POOL_EXTRA_OF_RAM} of RAM more"
+        )
+    return (
+        f"{SHARED_TOKENS_PER_SEQUENCE} tokens for each of {max_sequences} sequences, at most "
+        f"{MAX_POOL_WINDOWS} windows; all share them, so that one may fill its window"
+    )
+
+
+def _threads(machine: MachineSpec, asked: int | None) -> tuple[int, str]:
+    if asked is None:
+        return machine.performance_cores, "one for each performance core that may be used"
+    if asked < 1:
+        raise ConfigError(f"{asked} threads cannot compute; give at least 1", param="threads")
+    return asked, "asked for"
+
+
+def _environment(engine: str, num_threads: int, exact_profile: bool) -> tuple[dict[str, str], str]:
+    """What must stand in the worker's environment before its backend starts."""
+    if engine == "toy":
+        return {}, "the toy engine has no threads"
+    environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(num_threads)}
+    reason = (
+        "spinning threads collapse beside any busy process: 1,650 ms a token next to one "
+        "competitor, 44 when they wait passively"
+    )
+    if exact_profile:
+        environment["GGML_CPU_TILED_MM"] = "0"
+        reason += "; tiled matrix products round differently from 8 rows up"
+    return environment, reason
+
+
+def largest_context(plan: Plan, machine: MachineSpec, budget_bytes: int) -> int | None:
+    """The longest window for which this model would be planned within `budget_bytes`.
+
+    A multiple of 256 below the plan's own, everything else as it is; None where none fits.
+    """
+    fitting = None
+    for context in range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS):
+        # Planned anew, because a smaller window may come with a larger pool for all sequences.
+        again = make_plan(
+            plan.model,
+            machine,
+            engine=plan.engine,
+            objective=plan.objective,
+            context_tokens=context,
+            max_sequences=plan.max_sequences,
+            kv_type=plan.kv_type_k,
+            flash_attention=plan.flash_attention,
+            threads=plan.num_threads,
+        )
+        if again.memory.total_bytes <= budget_bytes:
+            fitting = context
+    return fitting

@@ -1,0 +1,161 @@
+"""`brim run` as a real process: what goes where, and how it is stopped."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = [sys.executable, "-m", "brim", "run"]
+LONG = ["-m", "toy", "--raw", "-n", "8000", "--seed", "1", "a"]
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Nothing of the user's own settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIM_")}
+    own = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    return {**kept, **own, "TERM": "dumb"}  # line editing without escape sequences
+
+
+def run(
+    environment: dict[str, str], *arguments: str, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*RUN, *arguments], input=stdin, capture_output=True, env=environment, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
+def test_only_the_answer_goes_to_stdout(environment: dict[str, str]) -> None:
+    """The demo answers without -m, the same for the same seed, and says so on stderr."""
+    first, second = (run(environment, "--seed", "1", "-n", "12", "Add two.") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert len(first.stdout) > 3
+    assert b"the small demo answers" in first.stderr
+    assert b"12 tokens" in first.stderr
+
+
+def test_piped_text_follows_the_prompt(environment: dict[str, str]) -> None:
+    """PROMPT and piped text are one prompt, as if both had been typed."""
+    greedy = ("-m", "demo", "--raw", "--temp", "0", "-n", "8")
+    both = run(environment, *greedy, "import os", stdin=b"class A:\n    def")
+    typed = run(environment, *greedy, "import os\n\nclass A:\n    def")
+    piped = run(environment, *greedy, stdin=b"import os\n\nclass A:\n    def")
+    assert both.returncode == 0, both.stderr
+    assert both.stdout == typed.stdout == piped.stdout != b""
+
+
+def test_ctrl_c_stops_the_answer(environment: dict[str, str]) -> None:
+    """SIGINT to the whole group, as a terminal sends it, ends the command with 130 and no noise."""
+    with subprocess.Popen(
+        [*RUN, *LONG], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert stderr == b""
+
+
+def test_a_reader_that_leaves_ends_it_quietly(environment: dict[str, str]) -> None:
+    """A broken stdout pipe ends the command without a word."""
+    with subprocess.Popen(
+        [*RUN, *LONG], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert os.read(process.stdout.fileno(), 1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(LIMIT_S) != 0
+
+
+class Terminal:
+    """A person at a terminal."""
+
+    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execve(RUN[0], [*RUN, *arguments], environment)
+        self.seen = b""
+
+    def type(self, text: bytes) -> None:
+        os.write(self._fd, text)
+
+    def interrupt(self, *texts: bytes) -> bytes:
+        """Press Ctrl-C until one of the texts comes, as a person would.
+
+        Python may see a signal that comes just before it waits for a key only with the next key.
+        """
+        return self.wait_for(*texts, key=b"\x03")
+
+    def wait_for(self, *texts: bytes, key: bytes = b"") -> bytes:
+        """Read until one of the texts has come; returns everything up to it.
+
+        Args:
+            texts: What ends the wait.
+            key: Pressed now and after each second without a text.
+        """
+        deadline = time.monotonic() + LIMIT_S
+        self.type(key)
+        while not any(text in self.seen for text in texts):
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self._fd], [], [], 1.0)[0]:
+                self.seen += os.read(self._fd, 4096)
+            else:
+                self.type(key)
+        end = min(at + len(text) for text in texts if (at := self.seen.find(text)) >= 0)
+        seen, self.seen = self.seen[:end], self.seen[end:]
+        return seen
+
+    def end(self) -> int:
+        """Wait for the command; its exit code."""
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+def num_prompt_tokens(turn: bytes) -> int:
+    """From the line that follows an answer."""
+    return int(turn.split(b" prompt tokens")[0].split()[-1])
+
+
+def test_a_conversation_remembers(environment: dict[str, str]) -> None:
+    """At a terminal turns are answered in turn, each prompt longer, until /clear forgets them."""
+    terminal = Terminal(environment, "--temp", "0", "-n", "20")
+    terminal.wait_for(b"an answer\r\n> ")
+    lengths = []
+    for line in (b"Return the sum.", b"Return the sum.", b"/clear", b"Return the sum."):
+        terminal.type(line + b"\n")
+        turn = terminal.wait_for(b"/clear\r\n> ", b" tok/s\r\n> ", b"see -n\r\n> ")
+        if b"prompt tokens" in turn:
+            lengths.append(num_prompt_tokens(turn))
+    first, second, after_clear = lengths
+    assert second > first == after_clear
+    terminal.type(b"\x04")
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_at_a_terminal_keeps_the_conversation(environment: dict[str, str]) -> None:
+    """Ctrl-C stops the answer that is being made, and at the prompt it ends nothing."""
+    terminal = Terminal(environment, "--temp", "9", "-n", "4000")
+    terminal.wait_for(b"an answer\r\n> ")
+    assert b"nothing to stop" in terminal.interrupt(b"an answer\r\n> ")
+    came = b""
+    while b"stopped" not in came:  # again where the answer was over before the key was pressed
+        terminal.type(b"Answer this\n")
+        terminal.wait_for(b"Answer this\r\n")
+        came = terminal.interrupt(b"stopped\r\n> ", b"an answer\r\n> ")
+    terminal.type(b"/exit\n")
+    assert terminal.end() == 0

@@ -1,0 +1,20 @@
+"""An environment of its own for each test of the command line."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No settings or running servers of whoever runs the tests; gives the runtime directory."""
+    for name in list(os.environ):
+        if name.startswith("BRIM_"):
+            monkeypatch.delenv(name)
+    config = tmp_path / "brim.toml"
+    config.write_text("")
+    monkeypatch.setenv("BRIM_CONFIG", str(config))
+    runtime = tmp_path / "runtime"
+    monkeypatch.setattr("brim.cli.state.state_directory", lambda: runtime)
+    return runtime
