@@ -14,6 +14,7 @@ from brim.core.answer import Delta
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.request import Request
+from brim.worker.protocol import Stats
 
 
 class ModelState(StrEnum):
@@ -42,6 +43,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     num_running: int = 0
     num_deaths: int = 0
+    worker_stats: Stats | None = None
+    """The worker's counters, a few seconds old at most while it is up."""
 
 
 class Answer(Protocol):

@@ -41,8 +41,9 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """First phase of admission: render the template and count tokens.  Answered by `Counted`,
-    or by a `Steps` entry with an error for every choice.
+    """First phase of admission: render the template and count tokens.
+
+    Answered by `Counted`, or by `Steps` with an error for every choice.
     """
 
     ticket: int
@@ -67,7 +68,11 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Free the engine and exit 0; whatever still runs is dropped."""
 
 
-GatewayFrame = Load | Prepare | Start | Cancel | Shutdown
+class GetStats(msgspec.Struct, frozen=True, tag=True):
+    """Ask for `Stats`, taken between two steps."""
+
+
+GatewayFrame = Load | Prepare | Start | Cancel | Shutdown | GetStats
 
 
 # --- worker to gateway -------------------------------------------------------------------------
@@ -86,6 +91,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     footprint: Footprint
     load_s: float
     exact_profile: bool
+    can_fork_prefix: bool
+    """Choices of one request share the prompt's KV; admission counts with it."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -107,7 +114,35 @@ class Steps(msgspec.Struct, frozen=True, tag=True):
     deltas: tuple[tuple[int, Delta], ...]
 
 
-WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Counters since the model was loaded.
+
+    `loop_cpu_s - engine_cpu_s + reader_cpu_s` is what the worker itself costs; the backend's own
+    threads are in none of them.
+    """
+
+    num_steps: int
+    num_tokens: int
+    """Tokens drawn."""
+    num_prompt_tokens: int
+    """Prompt tokens of requests that were started."""
+    num_sequences: int
+    """Sequences that are open in the engine."""
+    num_prepared: int
+    """Prompts that wait for Start."""
+    num_frames: int
+    """Frames sent; fewer than steps when the gateway reads slowly and deltas are merged."""
+    engine_cpu_s: float
+    """CPU time of the loop's thread inside the engine's step."""
+    engine_s: float
+    """Wall time inside the engine's step."""
+    loop_cpu_s: float
+    """CPU time of the loop's thread, the engine's step included."""
+    reader_cpu_s: float
+    """CPU time of the thread that reads frames, renders templates and tokenises."""
+
+
+WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps | Stats
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -125,13 +160,13 @@ def encode(frame: GatewayFrame | WorkerFrame) -> bytes:
 
 
 class FrameReader(Generic[T]):
-    """Cuts a byte stream into frames of type T (a union of the structs above).
+    """Cuts a byte stream into frames; `gateway_frames` and `worker_frames` make one for each side.
 
     Feed it whatever the socket gave; iterate over the frames that are complete.
     """
 
-    def __init__(self, frame_type: type[T]) -> None:
-        self._decoder = msgspec.msgpack.Decoder(frame_type)
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._decoder = decoder
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[T]:
@@ -156,3 +191,13 @@ class FrameReader(Generic[T]):
                 yield self._decoder.decode(body)
             except msgspec.DecodeError as exc:
                 raise EngineError(f"not a frame of protocol {PROTOCOL_VERSION}: {exc}") from exc
+
+
+def gateway_frames() -> FrameReader[GatewayFrame]:
+    """A reader for what the gateway sends."""
+    return FrameReader(msgspec.msgpack.Decoder(GatewayFrame))
+
+
+def worker_frames() -> FrameReader[WorkerFrame]:
+    """A reader for what the worker sends."""
+    return FrameReader(msgspec.msgpack.Decoder(WorkerFrame))

@@ -1,0 +1,247 @@
+"""One served model: admission in two phases, and the answers that are owed.
+
+A request is prepared in the worker (phase one: how long is it?), bounded and granted its KV here,
+and only then started (phase two).  Whatever ends it, its grant is released exactly once.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+from typing import NamedTuple
+
+from brim.config.tree import Settings
+from brim.core.answer import FinishReason
+from brim.core.plan import Plan
+from brim.core.request import Request
+from brim.errors import BrimError, Busy, WorkerDied
+from brim.ledger.kv import KvAccount
+from brim.machine.process import resident_bytes
+from brim.runtime.answer import StreamedAnswer
+from brim.runtime.api import ModelStatus
+from brim.runtime.kv_queue import KvQueue
+from brim.runtime.supervisor import Supervisor
+from brim.runtime.worker_process import Deltas, WorkerProcess
+from brim.scheduler.admission import answer_bound, check_choices, check_fits, kv_bound
+from brim.worker.protocol import Stats
+
+MAX_RETRY_AFTER_S = 60.0
+"""Longer advice than a minute would be a guess about other clients."""
+
+NUM_PREPARATIONS = 2
+"""A request whose worker dies before it was started is prepared once more: nothing of it has
+happened yet.  Not more often, lest a prompt that kills workers take three of them."""
+
+
+class Running(NamedTuple):
+    """A started request: its answer, and the worker that owes it."""
+
+    answer: StreamedAnswer
+    worker: WorkerProcess
+    started_s: float
+
+
+class ModelHost:
+    """Admits requests for one model and hands out their answers.
+
+    Args:
+        plan: How the model is loaded.
+        settings: Bounds of queue and answers, back-off.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self.plan = plan
+        self.resident_bytes: int | None = None
+        """As last measured, None while no worker is up."""
+        self._settings = settings
+        self._supervisor = Supervisor(
+            plan, settings.worker, on_deltas=self._on_deltas, on_death=self._on_death
+        )
+        self._kv = KvQueue(KvAccount(plan.kv_tokens))
+        self._tickets = itertools.count(1)
+        self._running: dict[int, Running] = {}
+        self._num_submitting = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self._worker_stats: Stats | None = None
+        self._mean_answer_s = 1.0
+
+    def status(self) -> ModelStatus:
+        """Where the model stands."""
+        supervisor = self._supervisor
+        loaded = supervisor.loaded
+        return ModelStatus(
+            name=self.plan.model.name,
+            state=supervisor.state,
+            reason=supervisor.reason,
+            created_unix_s=supervisor.started_unix_s,
+            plan=self.plan,
+            pid=supervisor.pid,
+            footprint=None if loaded is None else loaded.footprint,
+            resident_bytes=self.resident_bytes,
+            load_s=None if loaded is None else loaded.load_s,
+            num_running=len(self._running),
+            num_deaths=supervisor.num_deaths,
+            worker_stats=self._worker_stats,
+        )
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            BrimError: It could not be loaded.
+        """
+        await self._supervisor.start()
+
+    async def submit(self, request: Request) -> StreamedAnswer:
+        """Count, admit and start a request; see `runtime.api.Runtime.submit`."""
+        self._check_open()
+        check_choices(request.num_choices, self.plan)
+        self._num_submitting += 1
+        try:
+            for _ in range(NUM_PREPARATIONS - 1):
+                worker = await self._supervisor.worker()
+                try:
+                    return await self._admit(worker, request)
+                except WorkerDied:
+                    self._check_draining()
+            return await self._admit(await self._supervisor.worker(), request)
+        finally:
+            self._num_submitting -= 1
+
+    async def worker_stats(self) -> Stats:
+        """The worker's counters.
+
+        Raises:
+            Busy: It is being restarted.
+            EngineError: The model is quarantined, stopped, or the worker died.
+        """
+        self._worker_stats = await (await self._supervisor.worker()).stats()
+        return self._worker_stats
+
+    async def measure(self) -> None:
+        """Read what the worker holds and has done."""
+        pid = self._supervisor.pid
+        self.resident_bytes = None if pid is None else await asyncio.to_thread(resident_bytes, pid)
+        if pid is not None:
+            with contextlib.suppress(BrimError):  # it died meanwhile: the supervisor knows
+                await self.worker_stats()
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuse what is not running, let the rest finish, and end what is left at the limit."""
+        self._is_draining = True
+        self._kv.refuse_all(_shutting_down())
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+        except TimeoutError:
+            for ticket in tuple(self._running):
+                self._drop(ticket, FinishReason.ERROR, _shutting_down())
+
+    async def stop(self) -> None:
+        """End everything that is owed, and the worker; safe more than once."""
+        await self.drain(0.0)
+        await self._supervisor.stop()
+
+    async def _admit(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
+        ticket = next(self._tickets)
+        started_s = time.monotonic()
+        try:
+            num_prompt_tokens = await worker.prepare(ticket, request)
+            max_tokens = answer_bound(
+                num_prompt_tokens,
+                request.max_tokens,
+                context_tokens=self.plan.context_tokens,
+                answer_tokens=self._settings.models.answer_tokens,
+            )
+            kv_tokens = kv_bound(
+                num_prompt_tokens,
+                max_tokens,
+                request.num_choices,
+                can_fork_prefix=self._supervisor.can_fork_prefix,
+            )
+            check_fits(kv_tokens, self.plan)
+            await self._kv.acquire(str(ticket), kv_tokens)
+            self._check_draining()
+            worker.start(ticket, max_tokens)
+        except BaseException:
+            # The client's leaving is one of these: the worker must not hold its prompt for ever.
+            worker.cancel(ticket)
+            self._kv.release(str(ticket))
+            raise
+        answer = StreamedAnswer(
+            ticket,
+            num_prompt_tokens=num_prompt_tokens,
+            max_tokens=max_tokens,
+            num_choices=request.num_choices,
+            plan=self.plan,
+            on_cancel=self._cancel,
+        )
+        self._running[ticket] = Running(answer, worker, started_s)
+        self._idle.clear()
+        return answer
+
+    def _check_draining(self) -> None:
+        if self._is_draining:
+            raise _shutting_down()
+
+    def _check_open(self) -> None:
+        """Refuse a request while draining, and one more than may wait."""
+        self._check_draining()
+        num_open = self._num_submitting + len(self._running)
+        num_waiting = max(0, num_open - self.plan.max_sequences)
+        if num_open < self.plan.max_sequences + self._settings.models.max_queued_requests:
+            return
+        wait_s = self._mean_answer_s * max(1, num_waiting) / self.plan.max_sequences
+        wait_s = math.ceil(min(max(wait_s, 1.0), MAX_RETRY_AFTER_S))
+        raise Busy(
+            f"{num_open} requests run or wait for model '{self.plan.model.name}', as many as may; "
+            f"try again in {wait_s} s",
+            retry_after_s=wait_s,
+        )
+
+    def _on_deltas(self, deltas: Deltas) -> None:
+        for ticket, delta in deltas:
+            running = self._running.get(ticket)
+            if running is None:
+                continue  # cancelled while this was on its way
+            running.answer.push(delta)
+            if running.answer.is_ended:
+                self._forget(ticket)
+                if delta.finish_reason is not FinishReason.ERROR:
+                    self._supervisor.note_answer()
+                    self._note_duration(time.monotonic() - running.started_s)
+
+    def _on_death(self, death: WorkerDied) -> None:
+        # Whoever waits for KV is granted it now, finds the worker dead and prepares again.
+        for ticket in tuple(self._running):
+            self._drop(ticket, FinishReason.ERROR, death)
+
+    def _cancel(self, ticket: int) -> None:
+        self._drop(ticket, FinishReason.CANCELLED)
+
+    def _drop(self, ticket: int, reason: FinishReason, error: BrimError | None = None) -> None:
+        """End a running request from this side."""
+        running = self._running[ticket]
+        # The cancellation is sent before the grant is free: the worker reads it before any Start
+        # that the grant makes possible.
+        running.worker.cancel(ticket)
+        running.answer.end(reason, error)
+        self._forget(ticket)
+
+    def _forget(self, ticket: int) -> None:
+        """Give the grant back; the one place where a running request ends."""
+        del self._running[ticket]
+        self._kv.release(str(ticket))
+        if not self._running:
+            self._idle.set()
+
+    def _note_duration(self, answer_s: float) -> None:
+        # One part in eight: about the last dozen answers count.
+        self._mean_answer_s += (answer_s - self._mean_answer_s) / 8
+
+
+def _shutting_down() -> Busy:
+    return Busy("the server is shutting down; send the request again", retry_after_s=5.0)

@@ -1,0 +1,338 @@
+"""One worker process as the gateway sees it: started, spoken to, and always reaped.
+
+Owns the process and its socket.  Restarting it and the answers it owes are model_host's business.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from brim.core.answer import Delta
+from brim.core.plan import Plan
+from brim.core.request import Request
+from brim.errors import BrimError, EngineError, WorkerDied
+from brim.runtime.connection import Connection
+from brim.worker import protocol
+
+HELLO_LIMIT_S = 60.0
+"""For an interpreter and its imports: a second or two, many more on a machine that swaps."""
+
+SLOWEST_LOAD_BYTES_PER_S = 50_000_000
+"""Half of what a spinning disk reads; a load slower than this (after HELLO_LIMIT_S) hangs."""
+
+SHUTDOWN_LIMIT_S = 5.0
+"""For a step to end and the backend to free its memory; then the process is killed."""
+
+EXIT_LIMIT_S = 0.5
+"""From the end of the connection to the exit code, which says how the worker died.  Clients get the
+news after that long at most, a worker that still lives is killed."""
+
+STDERR_LIMIT_S = 0.2
+"""For the last of its stderr; a process that the backend started could hold the pipe open."""
+
+MAX_STDERR_BYTES = 16 * 1024
+"""Kept of what the backend writes, for the reason of a death: a few screens."""
+
+MAX_QUOTED_CHARS = 200
+"""Of the worker's last line in a message: a sentence, not a dump."""
+
+Deltas = tuple[tuple[int, Delta], ...]
+A = TypeVar("A")
+
+_INHERITED = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV"}
+)
+_INHERITED_PREFIXES = ("LC_", "PYTHON", "LD_", "DYLD_", "CUDA_", "XDG_")
+
+
+def worker_environment(plan: Plan, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The worker's environment: what any process needs, and what the plan has chosen.
+
+    Nothing else comes along: a thread setting left in someone's shell would change what the plan
+    has measured.
+    """
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+    return kept | plan.environment
+
+
+class WorkerProcess:
+    """A running worker; `spawn` makes it, and its memory is free when `wait_reaped` returns.
+
+    Args:
+        process: The child.
+        name: The model's name, for messages.
+        on_deltas: Called with what each `Steps` frame carries; must not block.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, name: str, on_deltas: Callable[[Deltas], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._process = process
+        self._name = name
+        self._on_deltas = on_deltas
+        self._connection = Connection(self._on_frame, self._on_lost)
+        self._hello: asyncio.Future[protocol.Hello] = loop.create_future()
+        self._loaded: asyncio.Future[protocol.Loaded] = loop.create_future()
+        self._counted: dict[int, asyncio.Future[int]] = {}
+        self._stats: list[asyncio.Future[protocol.Stats]] = []
+        self._lost: asyncio.Future[str | None] = loop.create_future()
+        self._death: asyncio.Future[WorkerDied] = loop.create_future()
+        self._stderr = bytearray()
+        self._watching = loop.create_task(self._watch(), name=f"worker of {name}")
+
+    @classmethod
+    async def spawn(cls, plan: Plan, on_deltas: Callable[[Deltas], None]) -> "WorkerProcess":
+        """Start a process and wait for its first word.
+
+        Linux kills the worker when the thread that called this ends: call it from one that lives as
+        long as the gateway.
+
+        Raises:
+            WorkerDied: It ended or stayed silent.
+            EngineError: The system has no room for a process, or it speaks another protocol.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs, contextlib.ExitStack() as undo:
+            undo.enter_context(ours)
+            ours.setblocking(False)
+            try:
+                process = await _start_process(plan, theirs.fileno())
+            except OSError as exc:
+                raise EngineError(
+                    f"no worker process could be started for model '{plan.model.name}': {exc}"
+                ) from exc
+            undo.pop_all()
+        worker = cls(process, plan.model.name, on_deltas)
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.create_unix_connection(lambda: worker._connection, sock=ours)
+            hello = await worker._answer(worker._hello, HELLO_LIMIT_S)
+            if hello.protocol_version != protocol.PROTOCOL_VERSION:
+                raise EngineError(
+                    f"the worker speaks protocol {hello.protocol_version}, this process "
+                    f"{protocol.PROTOCOL_VERSION}; install one version of brim"
+                )
+        except BaseException:
+            await worker.kill()
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the socket still stands."""
+        return not self._lost.done()
+
+    async def load(self, plan: Plan) -> protocol.Loaded:
+        """Load the model.
+
+        Raises:
+            BrimError: What the engine said, as itself; WorkerDied where the process ended.
+        """
+        self._connection.send(protocol.Load(plan))
+        limit_s = HELLO_LIMIT_S + plan.model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
+        return await self._answer(self._loaded, limit_s)
+
+    async def prepare(self, ticket: int, request: Request) -> int:
+        """Tokens of the request's prompt; the worker holds it until `start` or `cancel`.
+
+        Raises:
+            BrimError: The template or the tokenizer refused it, as itself; or WorkerDied.
+        """
+        future = self._counted[ticket] = self._new_future()
+        try:
+            self._connection.send(protocol.Prepare(ticket, request))
+            return await future
+        finally:
+            del self._counted[ticket]
+
+    def start(self, ticket: int, max_tokens: int) -> None:
+        """Generate; the deltas come to `on_deltas`.
+
+        Raises:
+            WorkerDied: It has ended, and with it the prepared prompt.
+        """
+        if not self.is_connected:
+            raise self._died("ended")
+        self._connection.send(protocol.Start(ticket, max_tokens))
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a ticket, prepared or started."""
+        self._connection.send(protocol.Cancel(ticket))
+
+    async def stats(self) -> protocol.Stats:
+        """The worker's counters.
+
+        Raises:
+            WorkerDied: It ended.
+        """
+        future: asyncio.Future[protocol.Stats] = self._new_future()
+        self._stats.append(future)
+        self._connection.send(protocol.GetStats())
+        return await future
+
+    async def wait_dead(self) -> WorkerDied:
+        """Wait until it is certain that it gives no more answers; says how it ended."""
+        return await asyncio.shield(self._death)
+
+    async def wait_reaped(self) -> None:
+        """Wait until the process and its memory are gone."""
+        await asyncio.shield(self._watching)
+
+    async def terminate(self) -> None:
+        """Ask it to shut down, and kill it where it does not.  SIGTERM would be ignored."""
+        self._connection.send(protocol.Shutdown())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_LIMIT_S):
+                await self.wait_reaped()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End it at once, and reap it."""
+        self._kill()
+        self._connection.abort()
+        self._on_lost(None)
+        await self.wait_reaped()
+
+    def _new_future(self) -> asyncio.Future[A]:
+        if not self.is_connected:
+            raise self._died("ended")
+        return asyncio.get_running_loop().create_future()
+
+    async def _answer(self, future: asyncio.Future[A], limit_s: float) -> A:
+        try:
+            async with asyncio.timeout(limit_s):
+                return await future
+        except TimeoutError:
+            raise self._died(f"gave no answer for {limit_s:.0f} s while it was starting") from None
+
+    def _on_frame(self, frame: protocol.WorkerFrame) -> None:
+        if isinstance(frame, protocol.Steps):
+            deltas = frame.deltas
+            if self._counted:
+                deltas = tuple(pair for pair in deltas if not self._is_refusal(*pair))
+            self._on_deltas(deltas)
+        elif isinstance(frame, protocol.Counted):
+            _resolve(self._counted.get(frame.ticket), frame.num_prompt_tokens)
+        elif isinstance(frame, protocol.Stats):
+            _resolve(self._stats.pop(0) if self._stats else None, frame)
+        elif isinstance(frame, protocol.Loaded):
+            _resolve(self._loaded, frame)
+        elif isinstance(frame, protocol.LoadFailed):
+            _reject(self._loaded, frame.error.exception())
+        else:
+            _resolve(self._hello, frame)
+
+    def _is_refusal(self, ticket: int, delta: Delta) -> bool:
+        """Whether the delta says that a prompt could not be prepared; tells who asked."""
+        future = self._counted.get(ticket)
+        if future is None or delta.error is None:
+            return False
+        _reject(future, delta.error.exception())
+        return True
+
+    def _on_lost(self, violation: str | None) -> None:
+        _resolve(self._lost, violation)
+
+    async def _watch(self) -> None:
+        """Follow the process to its end, however it comes, and tell everyone who waits."""
+        reading = asyncio.ensure_future(self._keep_stderr())
+        violation = await self._lost
+        exit_code = await self._exit_code()
+        await asyncio.wait([reading], timeout=STDERR_LIMIT_S)
+        reading.cancel()
+        how = _exit_in_words(exit_code) if violation is None else f"broke the protocol: {violation}"
+        death = self._died(how + self._last_words(exit_code))
+        self._death.set_result(death)
+        _reject(self._hello, death)
+        _reject(self._loaded, death)
+        for counted in self._counted.values():
+            _reject(counted, death)
+        for stats in self._stats:
+            _reject(stats, death)
+        await self._process.wait()
+
+    async def _exit_code(self) -> int | None:
+        """The exit code, or None where the process takes too long to go and is killed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_LIMIT_S):
+                return await self._process.wait()
+        self._kill()
+        return None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _keep_stderr(self) -> None:
+        """Keep the last of what the worker writes; it must be read for the worker not to block."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        while data := await stderr.read(MAX_STDERR_BYTES):
+            self._stderr += data
+            del self._stderr[:-MAX_STDERR_BYTES]
+
+    def _last_words(self, exit_code: int | None) -> str:
+        """The last line of its stderr, where it says something about the death."""
+        lines = self._stderr.decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if not last or exit_code in (0, -signal.SIGKILL, -signal.SIGTERM):
+            return ""
+        return f" (its last words: {last[:MAX_QUOTED_CHARS]})"
+
+    def _died(self, how: str) -> WorkerDied:
+        return WorkerDied(f"the worker of model '{self._name}' {how}", retry_after_s=1.0)
+
+
+async def _start_process(plan: Plan, fd: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # a file in the user's directory must not stand in for a module
+        "-m",
+        "brim.worker",
+        f"--fd={fd}",
+        f"--parent={os.getpid()}",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=(fd,),
+        env=worker_environment(plan, os.environ),
+    )
+
+
+def _resolve(future: asyncio.Future[A] | None, value: A) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
+
+
+def _reject(future: asyncio.Future[A], error: BrimError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # nobody need be waiting: without this the event loop complains
+
+
+def _exit_in_words(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "closed its connection and was killed"
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    if exit_code == -signal.SIGKILL:
+        return "was killed by signal 9 (SIGKILL), as the system does when memory runs out"
+    try:
+        return f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    except ValueError:
+        return f"was killed by signal {-exit_code}"

@@ -1,0 +1,100 @@
+"""`python -m brim.worker --fd N --parent PID`: one model, one socket, one process.
+
+The socket is one end of a pair that the gateway made, so nothing lies on the file system and
+nobody else can connect.  The engine's libraries are imported on `Load`, when the plan has said
+which: what must be in the environment before that was put there by the gateway.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import time
+
+from brim.core.answer import ErrorInfo
+from brim.core.plan import Plan
+from brim.engine import factory
+from brim.errors import BrimError
+from brim.worker import protocol
+from brim.worker.loop import WorkerLoop
+from brim.worker.outbox import Outbox
+from brim.worker.prepare import PromptBuilder
+from brim.worker.reader import FrameThread
+
+_PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h."""
+
+
+def main() -> int:
+    """Serve one gateway; the exit code is 0 after Shutdown or when the gateway has gone."""
+    parser = argparse.ArgumentParser(prog="brim.worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the gateway")
+    parser.add_argument("--parent", type=int, required=True, help="the gateway's process id")
+    arguments = parser.parse_args()
+    _settle_in(arguments.parent)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+
+    sock = socket.socket(fileno=arguments.fd)
+    sock.set_inheritable(False)
+    outbox = Outbox(sock)
+    plans: queue.SimpleQueue[Plan] = queue.SimpleQueue()
+    frames = FrameThread(sock, outbox, plans.put)
+    try:
+        outbox.send(protocol.Hello(protocol.PROTOCOL_VERSION, os.getpid()))
+        frames.start()
+        return _serve(plans.get(), frames, outbox)
+    except ConnectionError:
+        return 0  # the gateway has gone
+
+
+def _settle_in(parent_pid: int) -> None:
+    """What a process of this kind must arrange with the system, before anything can go wrong."""
+    # A terminal sends Ctrl-C to the whole group; the gateway decides what it means for answers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Writing gigabytes of weights to a core file would hold the socket open, and with it the news
+    # of the death, for as long as that takes.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        # The end of the socket is enough unless the backend hangs with the interpreter's lock.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # the gateway died before the line above
+            os._exit(0)
+
+
+def _serve(plan: Plan, frames: FrameThread, outbox: Outbox) -> int:
+    started_s = time.monotonic()
+    try:
+        engine = factory.create(plan.engine)
+        engine.load(plan)
+        prompts = PromptBuilder(plan, engine.tokenizer)
+        loop = WorkerLoop(engine, plan, outbox)
+    except BrimError as error:
+        outbox.send(protocol.LoadFailed(ErrorInfo.of(error)))
+        return 1
+    frames.attach(loop, prompts)
+    outbox.send(
+        protocol.Loaded(
+            footprint=engine.footprint(),
+            load_s=time.monotonic() - started_s,
+            exact_profile=engine.capabilities.exact_profile,
+            can_fork_prefix=engine.capabilities.can_fork_prefix,
+        )
+    )
+    # What start-up left behind lives as long as the process: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

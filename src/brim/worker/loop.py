@@ -1,0 +1,167 @@
+"""The worker's main thread: commands between steps, one frame after each.
+
+It alone calls the engine, but for the abort that the reader's thread may ask for.
+"""
+
+import queue
+import threading
+import time
+
+from brim.core.answer import Delta, ErrorInfo, FinishReason
+from brim.core.plan import Plan
+from brim.core.step import StepPlan
+from brim.engine.base import Engine
+from brim.errors import BrimError
+from brim.scheduler.loop import Scheduler
+from brim.scheduler.sequence import ScheduledRequest
+from brim.worker.outbox import Outbox
+from brim.worker.protocol import Cancel, GetStats, Shutdown, Stats
+
+Command = ScheduledRequest | Cancel | GetStats | Shutdown
+"""What the reader's thread hands over: frames, with Start already joined to its prompt."""
+
+
+class WorkerLoop:
+    """Steps the engine while there is work and sleeps on the queue while there is none.
+
+    Args:
+        engine: Loaded with `plan`; this object owns it and shuts it down.
+        plan: The plan.
+        outbox: Where deltas go.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, outbox: Outbox) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._scheduler = Scheduler(engine, plan)
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._is_stopping = False
+        # Guards the three below; see `_abort_if_unwanted`.
+        self._step_lock = threading.Lock()
+        self._is_stepping = False
+        self._cancelled: set[int] = set()
+        self._is_abandoned = False
+        self._num_steps = 0
+        self._num_tokens = 0
+        self._num_prompt_tokens = 0
+        self._engine_s = 0.0
+        self._engine_cpu_s = 0.0
+        self._loop_cpu_start_s = 0.0
+        # Both are set by the reader's thread, which alone knows.
+        self.reader_cpu_s = 0.0
+        self.num_prepared = 0
+
+    # --- the reader's thread ---------------------------------------------------------------------
+
+    def put(self, command: Command) -> None:
+        """Hand over a command; it takes effect before the next step."""
+        # Queued before any abort: a step that fails must find the reason in the queue.
+        self._commands.put(command)
+        if isinstance(command, (Cancel, Shutdown)):
+            self._abort_if_unwanted(command)
+
+    def _abort_if_unwanted(self, command: Cancel | Shutdown) -> None:
+        """Stop the running step when nobody wants anything that it computes.
+
+        Under the lock, so that the abort can never reach a later step: the loop takes it before and
+        after each step, and an engine forgets an old abort when a step is submitted.
+        """
+        with self._step_lock:
+            if isinstance(command, Shutdown):
+                self._is_abandoned = True
+            else:
+                self._cancelled.add(command.ticket)
+            if self._is_stepping and (
+                self._is_abandoned or self._scheduler.tickets_in_step() <= self._cancelled
+            ):
+                self._engine.request_abort()
+
+    # --- the main thread -------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until Shutdown, then free the engine."""
+        self._loop_cpu_start_s = time.thread_time()
+        scheduler, outbox, commands = self._scheduler, self._outbox, self._commands
+        while not self._is_stopping:
+            if not scheduler.has_work and commands.empty():
+                outbox.flush()
+                self._apply(commands.get())
+            self._drain_commands()
+            plan = scheduler.schedule()
+            if plan is not None:
+                self._run_step(plan)
+            deltas = scheduler.take()
+            if deltas:
+                outbox.post(deltas)
+        self._engine.shutdown()
+
+    def _run_step(self, plan: StepPlan) -> None:
+        with self._step_lock:
+            self._is_stepping = True
+        started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+        failure: BrimError | None = None
+        try:
+            result = self._engine.step(plan)
+        except BrimError as error:
+            failure = error
+        self._engine_cpu_s += time.thread_time() - started_cpu_s
+        self._engine_s += time.perf_counter() - started_s
+        self._num_steps += 1
+        with self._step_lock:
+            self._is_stepping = False
+        # Before the outcome is looked at: a cancelled request gets no further delta, and least of
+        # all the error of the step that was aborted for it.
+        self._drain_commands()
+        if failure is not None:
+            self._scheduler.fail(failure)
+        else:
+            self._num_tokens += len(result.sampled)
+            self._scheduler.absorb(result)
+
+    def _drain_commands(self) -> None:
+        commands = self._commands
+        while not commands.empty():
+            self._apply(commands.get())
+
+    def _apply(self, command: Command) -> None:
+        if isinstance(command, ScheduledRequest):
+            self._add(command)
+        elif isinstance(command, Cancel):
+            self._scheduler.cancel(command.ticket)
+            with self._step_lock:
+                self._cancelled.discard(command.ticket)
+        elif isinstance(command, GetStats):
+            self._outbox.send(self._stats())
+        else:
+            self._is_stopping = True
+
+    def _add(self, request: ScheduledRequest) -> None:
+        try:
+            self._scheduler.add(request)
+        except BrimError as error:
+            self._outbox.post(error_deltas(request.ticket, request.num_choices, error))
+        else:
+            self._num_prompt_tokens += len(request.prompt_tokens)
+
+    def _stats(self) -> Stats:
+        return Stats(
+            num_steps=self._num_steps,
+            num_tokens=self._num_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_sequences=self._scheduler.num_sequences,
+            num_prepared=self.num_prepared,
+            num_frames=self._outbox.num_frames,
+            engine_cpu_s=self._engine_cpu_s,
+            engine_s=self._engine_s,
+            loop_cpu_s=time.thread_time() - self._loop_cpu_start_s,
+            reader_cpu_s=self.reader_cpu_s,
+        )
+
+
+def error_deltas(ticket: int, num_choices: int, error: BrimError) -> list[tuple[int, Delta]]:
+    """The ending of a request that never ran: the error, for every choice."""
+    info = ErrorInfo.of(error)
+    return [
+        (ticket, Delta(index=index, finish_reason=FinishReason.ERROR, error=info))
+        for index in range(num_choices)
+    ]

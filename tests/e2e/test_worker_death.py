@@ -1,0 +1,357 @@
+"""Workers die here, in every way that a process can; the gateway must not."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import require_engine
+from support.models import DEMO, plan_for
+from support.serving import ask, collect, request, serving, settings_with, toy_plan, until
+
+from brim.core.answer import FinishReason
+from brim.core.plan import Plan
+from brim.errors import Busy, EngineError, WorkerDied
+from brim.runtime import worker_process
+from brim.runtime.api import ModelState
+from brim.runtime.gateway import Gateway
+from brim.worker import protocol
+
+NOTICE_LIMIT_S = 1.0
+"""Within a second everyone who was owed an answer has an error."""
+
+
+def worker_pid(gateway: Gateway) -> int:
+    pid = gateway.models()[0].pid
+    assert pid is not None
+    return pid
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process is dead, reaped or not (a container may have nobody who reaps)."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def defective_plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
+    """A plan whose worker runs the given lines first: a real process with a real defect."""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(request.param))
+    plan = toy_plan()
+    plan.environment["PYTHONPATH"] = str(tmp_path)
+    return plan
+
+
+def with_defect(lines: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("defective_plan", [lines], indirect=True, ids=["defect"])
+
+
+@pytest.fixture(params=["toy", "llamacpp"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    """Room for nine long answers, on the teaching engine and on the demo model."""
+    require_engine(request.param)
+    if request.param == "toy":
+        return toy_plan(context_tokens=4096, kv_tokens=32768)
+    return plan_for("llamacpp", path=DEMO, kv_tokens=8192)
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_killed_worker_ends_eight_streams_and_the_next_request_is_served(
+    plan: Plan,
+) -> None:
+    """Each stream has its error within a second; a request sent at once gets a whole answer."""
+    name, max_tokens = plan.model.name, plan.context_tokens - 20
+    asked = request(prompt="def f(x):", model=name, max_tokens=max_tokens)
+    async with serving(plan) as gateway:
+        answers = [await gateway.submit(asked) for _ in range(8)]
+        streams = [aiter(answer) for answer in answers]
+        for stream in streams:
+            await anext(stream)
+        killed_s = time.monotonic()
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        short = request(prompt="def f(x):", model=name, max_tokens=20)
+        following = asyncio.ensure_future(ask(gateway, short))
+        for stream in streams:
+            last = [delta async for deltas in stream for delta in deltas][-1]
+            assert last.finish_reason is FinishReason.ERROR
+            assert last.error is not None
+            assert last.error.kind == "WorkerDied"
+            assert "killed by signal 9 (SIGKILL)" in last.error.message
+            assert "it is being restarted" in last.error.message
+            assert last.error.retry_after_s is not None
+        assert time.monotonic() - killed_s < NOTICE_LIMIT_S
+        assert await following
+        status = gateway.models()[0]
+        assert (status.state, status.num_deaths) == (ModelState.READY, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_request_that_waits_for_kv_survives_a_death() -> None:
+    """It was not started, so it is prepared again for the new worker."""
+    async with serving(toy_plan(context_tokens=4096, kv_tokens=4096)) as gateway:
+        running = await gateway.submit(request(max_tokens=4000))
+        waiting = asyncio.ensure_future(ask(gateway, request(max_tokens=2500)))
+        await gateway.worker_stats("toy")
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        assert (await collect(running))[0][-1].finish_reason is FinishReason.ERROR
+        assert len(await waiting) == 2500, "two grants of it would not fit the pool"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_three_deaths_without_an_answer_quarantine_the_model() -> None:
+    """The model stays down, and says why and what to do; the gateway stays up."""
+    settings = settings_with(restart_backoff_s=0.01)
+    async with serving(settings=settings) as gateway:
+        pids = []
+        for num_deaths in (1, 2, 3):
+            pids.append(worker_pid(gateway))
+            os.kill(pids[-1], signal.SIGKILL)
+            await until(lambda n=num_deaths: gateway.models()[0].num_deaths == n)  # type: ignore[misc]
+            if num_deaths < 3:
+                await until(lambda: gateway.models()[0].state is ModelState.READY)
+        status = gateway.models()[0]
+        assert status.state is ModelState.QUARANTINED
+        await asyncio.sleep(0.3)  # longer than a restart takes
+        status = gateway.models()[0]
+        assert status.state is ModelState.QUARANTINED
+        assert status.pid is None
+        assert "died 3 times without an answer" in status.reason
+        with pytest.raises(EngineError, match=r"quarantined: .*SIGKILL.* start brim again"):
+            await gateway.submit(request())
+        assert [await asyncio.to_thread(is_gone, pid) for pid in pids] == [True] * 3
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_answers_between_deaths_keep_the_model_in_service() -> None:
+    """Only deaths in a row count."""
+    async with serving(settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        for _ in range(4):
+            os.kill(worker_pid(gateway), signal.SIGKILL)
+            assert await ask(gateway, request())
+        assert gateway.models()[0].num_deaths == 4
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_during_a_long_back_off_clients_are_told_when_to_come_again() -> None:
+    """After the second death in a row nobody is kept waiting."""
+    async with serving(settings=settings_with(restart_backoff_s=0.2)) as gateway:
+        for num_deaths in (1, 2):
+            await until(lambda: gateway.models()[0].state is ModelState.READY)
+            os.kill(worker_pid(gateway), signal.SIGKILL)
+            await until(lambda n=num_deaths: gateway.models()[0].num_deaths == n)  # type: ignore[misc]
+        started_s = time.monotonic()
+        with pytest.raises(Busy, match="being started again") as caught:
+            await gateway.submit(request())
+        assert time.monotonic() - started_s < 0.2
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s >= 1
+
+
+@with_defect(
+    """
+    import brim.worker.protocol as protocol
+    encode = protocol.encode
+    protocol.encode = lambda frame: (
+        b"\\xff" * 64 if isinstance(frame, protocol.Counted) else encode(frame)
+    )
+    """
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_worker_that_breaks_the_protocol_is_killed(defective_plan: Plan) -> None:
+    """After bytes that are no frame nothing it says can be trusted."""
+    async with serving(defective_plan, settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        pid = worker_pid(gateway)
+        with pytest.raises(WorkerDied, match="broke the protocol: a frame announces"):
+            await gateway.submit(request())
+        assert await asyncio.to_thread(is_gone, pid)
+
+
+@with_defect(
+    """
+    import os, sys
+    from brim.engine.toy import ToyEngine
+    def submit(self, plan):
+        sys.stderr.write("GGML_ASSERT(n > 0) failed\\n")
+        sys.stderr.flush()
+        os.abort()
+    ToyEngine.submit = submit
+    """
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_backend_that_aborts_is_quoted(defective_plan: Plan) -> None:
+    """The error has the signal and the backend's last words."""
+    async with serving(defective_plan) as gateway:
+        last = (await collect(await gateway.submit(request())))[0][-1]
+    assert last.error is not None
+    assert "signal 6 (SIGABRT)" in last.error.message
+    assert "its last words: GGML_ASSERT(n > 0) failed" in last.error.message
+
+
+@with_defect(
+    """
+    from brim.engine.toy import ToyEngine
+    def submit(self, plan):
+        raise ZeroDivisionError("one over nothing")
+    ToyEngine.submit = submit
+    """
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_defect_in_the_worker_is_named(defective_plan: Plan) -> None:
+    """An exception that nobody expected ends the worker, and its name reaches the client."""
+    async with serving(defective_plan) as gateway:
+        last = (await collect(await gateway.submit(request())))[0][-1]
+    assert last.error is not None
+    assert "exited with code 1" in last.error.message
+    assert "ZeroDivisionError: one over nothing" in last.error.message
+
+
+@with_defect(
+    """
+    import os
+    from brim.engine.toy import ToyEngine
+    ToyEngine.load = lambda self, plan: os._exit(7)
+    """
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_worker_that_dies_while_loading_fails_the_start(defective_plan: Plan) -> None:
+    """Nothing is restarted that has never run."""
+    with pytest.raises(WorkerDied, match="exited with code 7"):
+        async with serving(defective_plan):
+            pytest.fail("it was started")
+
+
+@with_defect(
+    """
+    import os
+    from brim.engine.toy import ToyEngine
+    from brim.errors import ModelFileError
+    load = ToyEngine.load
+    def load_or_fail(self, plan):
+        if os.path.exists(os.path.dirname(__file__) + "/is-broken"):
+            raise ModelFileError("the file has been cut short")
+        load(self, plan)
+    ToyEngine.load = load_or_fail
+    """
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_failed_reload_counts_as_a_death(defective_plan: Plan) -> None:
+    """A model whose file went bad while it ran ends in quarantine, with the file's error."""
+    async with serving(defective_plan, settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        flag = Path(defective_plan.environment["PYTHONPATH"]) / "is-broken"
+        await asyncio.to_thread(flag.touch)
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        await until(lambda: gateway.models()[0].state is ModelState.QUARANTINED)
+        assert "the file has been cut short" in gateway.models()[0].reason
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_worker_leaves_signals_to_the_gateway() -> None:
+    """Ctrl-C goes to the whole group, and must not cost an answer."""
+    async with serving() as gateway:
+        pid = worker_pid(gateway)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        assert await ask(gateway, request())
+        assert worker_pid(gateway) == pid
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping ends within its limit, and no process is left."""
+    monkeypatch.setattr(worker_process, "SHUTDOWN_LIMIT_S", 0.2)
+    async with serving() as gateway:
+        pid = worker_pid(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        started_s = time.monotonic()
+        await gateway.stop()
+        assert time.monotonic() - started_s < 2.0
+        assert await asyncio.to_thread(is_gone, pid)
+
+
+@pytest.fixture
+def littered_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current directory with a file that is named like a module of ours."""
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('not msgspec')")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking", "littered_directory")
+async def test_files_in_the_current_directory_are_no_modules() -> None:
+    """A worker imports what is installed, wherever brim is started."""
+    async with serving() as gateway:
+        assert await ask(gateway, request())
+
+
+def test_a_worker_does_not_outlive_a_killed_gateway() -> None:
+    """SIGKILL gives the gateway no chance to say goodbye."""
+    script = """
+        import asyncio, sys
+        from support.serving import serving, request
+        async def main():
+            async with serving() as gateway:
+                await gateway.submit(request(max_tokens=480))
+                print(gateway.models()[0].pid, flush=True)
+                await asyncio.sleep(60)
+        asyncio.run(main())
+    """
+    tests = str(Path(__file__).parent.parent)
+    gateway = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": tests},
+    )
+    with gateway:
+        assert gateway.stdout is not None
+        pid = int(gateway.stdout.readline())
+        gateway.kill()
+    deadline_s = time.monotonic() + 5.0
+    while not is_gone(pid):
+        assert time.monotonic() < deadline_s, "the worker lives on"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_the_end_of_the_socket_ends_the_worker(is_loaded: bool) -> None:
+    """Also where the system sends no signal at a parent's death."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        worker = subprocess.Popen(
+            [
+                sys.executable, "-m", "brim.worker", f"--fd={theirs.fileno()}",
+                f"--parent={os.getpid()}",
+            ],
+            pass_fds=(theirs.fileno(),),
+        )  # fmt: skip
+    with ours, worker:
+        frames = protocol.worker_frames()
+        assert isinstance(next(frames.feed(ours.recv(65536))), protocol.Hello)
+        if is_loaded:
+            ours.sendall(protocol.encode(protocol.Load(toy_plan())))
+            assert isinstance(next(frames.feed(ours.recv(65536))), protocol.Loaded)
+        ours.close()
+        assert worker.wait(5.0) == 0

@@ -1,0 +1,94 @@
+"""A scheduler over the teaching engine, and what its deltas add up to."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from support.models import plan_for
+
+from brim.core.answer import Delta
+from brim.core.sampling import SamplingParams
+from brim.engine.base import Engine
+from brim.engine.toy import ToyEngine
+from brim.scheduler.loop import Scheduler
+from brim.scheduler.sequence import ScheduledRequest
+
+ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+class Bench:
+    """One engine, its scheduler, and everything that came out, by (ticket, choice)."""
+
+    def __init__(self, engine: Engine, **overrides: Any) -> None:
+        self.engine = engine
+        self.plan = plan_for("toy", **overrides)
+        engine.load(self.plan)
+        self.now_s = 0.0
+        self.scheduler = Scheduler(
+            engine, self.plan, clock=lambda: self.now_s, draw_seed=lambda: 1234
+        )
+        self.deltas: dict[tuple[int, int], list[Delta]] = {}
+
+    def add(self, ticket: int, num_prompt_tokens: int = 20, **fields: Any) -> list[int]:
+        """Add a request whose prompt differs from every other ticket's; returns the prompt."""
+        prompt = [(7 * ticket + 3 * i) % 256 for i in range(num_prompt_tokens)]
+        fields.setdefault("max_tokens", 5)
+        fields.setdefault("sampling", ENDLESS)
+        self.scheduler.add(ScheduledRequest(ticket=ticket, prompt_tokens=prompt, **fields))
+        return prompt
+
+    def step(self) -> None:
+        self.keep(self.scheduler.step())
+
+    def keep(self, deltas: Iterable[tuple[int, Delta]]) -> None:
+        for ticket, delta in deltas:
+            self.deltas.setdefault((ticket, delta.index), []).append(delta)
+
+    def run(self) -> None:
+        """Step until nothing is left."""
+        for _ in range(10_000):
+            if not self.scheduler.has_work:
+                return
+            self.step()
+        raise AssertionError("the scheduler does not come to an end")
+
+    def text(self, ticket: int, index: int = 0) -> str:
+        return "".join(delta.text for delta in self.deltas[ticket, index])
+
+    def last(self, ticket: int, index: int = 0) -> Delta:
+        return self.deltas[ticket, index][-1]
+
+    def rows(self) -> list[int]:
+        """Rows of each feed of the next step, which then runs."""
+        plan = self.scheduler.schedule()
+        assert plan is not None
+        self.scheduler.absorb(self.engine.step(plan))
+        self.keep(self.scheduler.take())
+        return [len(feed.tokens) for feed in plan.feeds]
+
+    def alone(self, prompt: list[int], max_tokens: int, sampling: SamplingParams) -> str:
+        """The text that a fresh engine makes of one prompt, without a scheduler."""
+        from support.driver import generate
+
+        engine = ToyEngine()
+        engine.load(self.plan)
+        run = generate(engine, prompt, max_tokens, sampling)
+        tokens = run.tokens
+        for position, token in enumerate(tokens):
+            if token in engine.tokenizer.eog_tokens:
+                tokens = tokens[:position]
+                break
+        return engine.tokenizer.decode(tokens)
+
+
+@pytest.fixture
+def make_bench() -> Callable[..., Bench]:
+    def make(engine: Engine | None = None, **overrides: Any) -> Bench:
+        return Bench(engine or ToyEngine(), **overrides)
+
+    return make
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()
