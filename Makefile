@@ -30,7 +30,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@touch $@
 
 demo: $(VENV)/.runtime  ## install brim and stream an answer from the embedded model
-	$(PY) -m brim run --seed 1 "Return the sum of the items of a list."
+	$(PY) -m brim run --seed 1 "Return the sum of the items of a list." </dev/null
 
 test: check unit  ## run every check and every test
 

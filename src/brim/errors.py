@@ -4,13 +4,13 @@
     ├── InvalidRequest               400     the client: change the request
     │   ├── ContextOverflow          400     the client: shorten the prompt or the answer
     │   ├── BodyTooLarge             413     the client: send less
-    │   └── Unsupported              400     the client: leave the feature out, or pick another engine
+    │   └── Unsupported              400     the client: leave it out, or pick another engine
     ├── Unauthorized                 403     the client: reach the server by a name it serves
     ├── NotFound                     404     the client: name something that exists
     ├── CapacityError                503     (base of the two below)
     │   ├── DoesNotFit               507     the operator: a smaller plan; waiting does not help
     │   └── Busy                     503     the client: again after `retry_after_s`
-    ├── ModelFileError               422     the operator: another file; this one is damaged or unknown
+    ├── ModelFileError               422     the operator: another file; this one is damaged
     ├── ConfigError                  500     the operator: mend the setting that is named
     ├── EngineError                  500     us or the backend: the engine is named
     │   └── WorkerDied               503     the client: again; the worker is being restarted

@@ -96,7 +96,7 @@ async def test_what_cannot_be_answered_is_refused_with_the_numbers() -> None:
             (request(model="other"), NotFound, "no model 'other' is served; served: 'toy'"),
             (request("x" * 300), ContextOverflow, "prompt is 319 tokens, context is 256"),
             (request(max_tokens=250), ContextOverflow, "ask for at most 232"),
-            (request(max_tokens=200, num_choices=4), DoesNotFit, "the whole pool has 512"),
+            (request(max_tokens=200, num_choices=4), InvalidRequest, "the whole pool has 512"),
             (request(num_choices=5), InvalidRequest, "at most 4 choices"),
             (request(prompt_tokens=(999,)), InvalidRequest, "outside 0 to 259"),
         ]:

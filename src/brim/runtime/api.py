@@ -85,9 +85,9 @@ class Runtime(Protocol):
         Raises:
             NotFound: No such model is served.
             ContextOverflow: Prompt and max_tokens are over the window; the message has the numbers.
-            InvalidRequest: The template or the tokenizer refused the prompt.
+            InvalidRequest: The template or the tokenizer refused the prompt, or prompt and answers
+                are more than the whole KV pool.
             Busy: Draining, restarting or queue full; `retry_after_s` is set.
-            DoesNotFit: It never fits the KV pool.
             EngineError: The model is quarantined or the worker failed.
         """
         ...

@@ -23,7 +23,13 @@ from brim.runtime.api import ModelStatus
 from brim.runtime.kv_queue import KvQueue
 from brim.runtime.supervisor import Supervisor
 from brim.runtime.worker_process import Deltas, WorkerProcess
-from brim.scheduler.admission import answer_bound, check_choices, check_fits, kv_bound
+from brim.scheduler.admission import (
+    answer_bound,
+    answer_share,
+    check_choices,
+    check_fits,
+    kv_bound,
+)
 from brim.worker.protocol import Stats
 
 MAX_RETRY_AFTER_S = 60.0
@@ -150,17 +156,24 @@ class ModelHost:
         started_s = time.monotonic()
         try:
             num_prompt_tokens = await worker.prepare(ticket, request)
+            can_fork_prefix = self._supervisor.can_fork_prefix
+            share = answer_share(
+                num_prompt_tokens,
+                request.num_choices,
+                kv_tokens=self.plan.kv_tokens,
+                can_fork_prefix=can_fork_prefix,
+            )
             max_tokens = answer_bound(
                 num_prompt_tokens,
                 request.max_tokens,
                 context_tokens=self.plan.context_tokens,
-                answer_tokens=self._settings.models.answer_tokens,
+                answer_tokens=max(1, min(self._settings.models.answer_tokens, share)),
             )
             kv_tokens = kv_bound(
                 num_prompt_tokens,
                 max_tokens,
                 request.num_choices,
-                can_fork_prefix=self._supervisor.can_fork_prefix,
+                can_fork_prefix=can_fork_prefix,
             )
             check_fits(kv_tokens, self.plan)
             await self._kv.acquire(str(ticket), kv_tokens)

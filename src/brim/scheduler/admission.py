@@ -5,7 +5,7 @@ here, so what one has granted the other has room for.
 """
 
 from brim.core.plan import Plan
-from brim.errors import ContextOverflow, DoesNotFit, InvalidRequest
+from brim.errors import ContextOverflow, InvalidRequest
 
 
 def answer_bound(
@@ -46,6 +46,25 @@ def answer_bound(
             param="max_tokens",
         )
     return max_tokens
+
+
+def answer_share(
+    num_prompt_tokens: int, num_choices: int, *, kv_tokens: int, can_fork_prefix: bool
+) -> int:
+    """Longest answer of each choice with which the request has room in an empty pool.
+
+    Bounds answers for which no `max_tokens` was given: several long ones must not make a request
+    impossible that the client left open.  Below 1 where the prompts alone are too much.
+
+    Example:
+        >>> answer_share(100, 8, kv_tokens=1000, can_fork_prefix=True)
+        112
+        >>> answer_share(100, 8, kv_tokens=1000, can_fork_prefix=False)
+        25
+    """
+    if can_fork_prefix:
+        return (kv_tokens - num_prompt_tokens) // num_choices
+    return kv_tokens // num_choices - num_prompt_tokens
 
 
 def kv_bound(
@@ -90,10 +109,10 @@ def check_fits(kv_tokens: int, plan: Plan) -> None:
         plan: The limits of the loaded model.
 
     Raises:
-        DoesNotFit: More KV than the whole pool.
+        InvalidRequest: More KV than the whole pool.
     """
     if kv_tokens > plan.kv_tokens:
-        raise DoesNotFit(
+        raise InvalidRequest(
             f"the request may need {kv_tokens} tokens of KV, the whole pool has {plan.kv_tokens}: "
             f"{kv_tokens - plan.kv_tokens} too many; lower n or max_tokens, or shorten the prompt"
         )

@@ -3,8 +3,14 @@
 import pytest
 from support.models import plan_for
 
-from brim.errors import ContextOverflow, DoesNotFit, InvalidRequest
-from brim.scheduler.admission import answer_bound, check_choices, check_fits, kv_bound
+from brim.errors import ContextOverflow, InvalidRequest
+from brim.scheduler.admission import (
+    answer_bound,
+    answer_share,
+    check_choices,
+    check_fits,
+    kv_bound,
+)
 
 
 def bound(num_prompt_tokens: int, max_tokens: int | None) -> int:
@@ -55,12 +61,23 @@ def test_choices_share_the_prompt_only_where_the_engine_forks() -> None:
     assert kv_bound(50, 10, 3, can_fork_prefix=False) == 180
 
 
+@pytest.mark.parametrize("can_fork_prefix", [True, False])
+@pytest.mark.parametrize("num_choices", [1, 3, 8])
+def test_an_open_answer_takes_its_share_of_the_pool(
+    num_choices: int, can_fork_prefix: bool
+) -> None:
+    """The share is the longest answer whose KV bound is within the pool, and no longer."""
+    share = answer_share(50, num_choices, kv_tokens=1000, can_fork_prefix=can_fork_prefix)
+    assert kv_bound(50, share, num_choices, can_fork_prefix=can_fork_prefix) <= 1000
+    assert kv_bound(50, share + 1, num_choices, can_fork_prefix=can_fork_prefix) > 1000
+
+
 def test_what_never_fits_is_refused_rather_than_queued() -> None:
     """More KV than the pool, or more choices than sequences, would wait for ever."""
     plan = plan_for("toy", kv_tokens=256, max_sequences=4)
     check_fits(256, plan)
     check_choices(4, plan)
-    with pytest.raises(DoesNotFit, match=r"need 257 .* has 256: 1 too many"):
+    with pytest.raises(InvalidRequest, match=r"need 257 .* has 256: 1 too many"):
         check_fits(257, plan)
     with pytest.raises(InvalidRequest, match="at most 4 choices") as caught:
         check_choices(5, plan)

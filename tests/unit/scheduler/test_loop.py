@@ -12,7 +12,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan
 from brim.engine.byte_tokenizer import ByteTokenizer
 from brim.engine.toy import ToyEngine
-from brim.errors import Busy, ConfigError, ContextOverflow, DoesNotFit, EngineError, InvalidRequest
+from brim.errors import Busy, ConfigError, ContextOverflow, EngineError, InvalidRequest
 
 ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
 
@@ -363,7 +363,7 @@ def test_what_can_never_run_is_refused_at_once(bench: Bench) -> None:
         bench.add(1, num_choices=10)
     with pytest.raises(ContextOverflow):
         bench.add(1, 500, max_tokens=13)
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(InvalidRequest):
         bench.add(1, 300, max_tokens=212, num_choices=9)
     assert not bench.scheduler.has_work
     bench.add(1)
