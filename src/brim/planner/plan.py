@@ -28,6 +28,14 @@ SHARED_TOKENS_PER_SEQUENCE = 1024
 MAX_POOL_WINDOWS = 4
 """Keeps the pool of a model with a small window in proportion."""
 
+SHARED_LAYER_BYTES = 4 * 1024 * 1024
+"""Layers below this are computed on one thread: waking the others costs more than they bring.
+
+A sleeping thread wakes in 5 to 20 us, at each of a layer's 37 or so graph nodes; one core reads
+4 MiB in about 0.2 ms.  The demo model (1 MiB a layer) decodes a token in 0.4 ms on one thread and
+in 5.4 on two; at 37 MiB a layer they are equal (2-core x86-64 Linux VM, November 2026).
+"""
+
 MAX_POOL_EXTRA_OF_RAM = 16
 """What the pool takes beyond one window may cost at most this part (1/16) of RAM."""
 
@@ -71,7 +79,7 @@ def make_plan(
     options = load_options(spec, machine, engine, objective, kv_type, flash_attention)
     if exact_profile and engine == "llamacpp":
         options = exact_options(spec, kv_type, flash_attention)
-    num_threads, threads_reason = _threads(machine, threads)
+    num_threads, threads_reason = _threads(spec, machine, threads)
     terms = functools.partial(
         memory_terms,
         spec,
@@ -156,12 +164,14 @@ def _pool_reason(kv_tokens: int, window: int, shared: int, max_sequences: int) -
     )
 
 
-def _threads(machine: MachineSpec, asked: int | None) -> tuple[int, str]:
-    if asked is None:
-        return machine.performance_cores, "one for each performance core that may be used"
-    if asked < 1:
-        raise ConfigError(f"{asked} threads cannot compute; give at least 1", param="threads")
-    return asked, "asked for"
+def _threads(spec: ModelSpec, machine: MachineSpec, asked: int | None) -> tuple[int, str]:
+    if asked is not None:
+        if asked < 1:
+            raise ConfigError(f"{asked} threads cannot compute; give at least 1", param="threads")
+        return asked, "asked for"
+    if spec.weights_bytes < SHARED_LAYER_BYTES * spec.num_layers:
+        return 1, "layers this small are done before a second thread wakes up"
+    return machine.performance_cores, "one for each performance core that may be used"
 
 
 def _environment(engine: str, num_threads: int, exact_profile: bool) -> tuple[dict[str, str], str]:

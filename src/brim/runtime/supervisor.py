@@ -15,6 +15,7 @@ from brim.core.plan import Plan
 from brim.errors import BrimError, Busy, EngineError, WorkerDied
 from brim.runtime.api import ModelState
 from brim.runtime.worker_process import Deltas, WorkerProcess
+from brim.telemetry.events import log_event
 from brim.worker.protocol import Loaded
 
 RESTART_WAIT_S = 5.0
@@ -100,10 +101,8 @@ class Supervisor:
             raise EngineError(f"model '{name}' is stopped; start brim again to use it")
         load_s = 0.0 if self.loaded is None else self.loaded.load_s
         wait_s = math.ceil(max(1.0, self._next_start_s - time.monotonic() + load_s))
-        raise Busy(
-            f"model '{name}' is being started again ({self.reason}); try again in {wait_s} s",
-            retry_after_s=wait_s,
-        )
+        what = f"is being started again ({self.reason})" if self.reason else "is being loaded"
+        raise Busy(f"model '{name}' {what}; try again in {wait_s} s", retry_after_s=wait_s)
 
     def note_answer(self) -> None:
         """A request was answered to its end: deaths before it no longer count."""
@@ -156,6 +155,7 @@ class Supervisor:
             except BrimError as error:
                 death = error
             else:
+                log_event("worker_restarted", model=self._plan.model.name, pid=worker.pid)
                 death = await worker.wait_dead()
 
     def _note_death(self, death: BrimError) -> None:
@@ -167,6 +167,13 @@ class Supervisor:
             settings.restart_backoff_s * 2 ** (num_deaths - 1), settings.restart_backoff_limit_s
         )
         self._next_start_s = time.monotonic() + backoff_s
+        log_event(
+            "worker_died",
+            model=self._plan.model.name,
+            deaths_in_a_row=num_deaths,
+            backoff_s=backoff_s,
+            reason=death.message,
+        )
         if num_deaths >= settings.deaths_before_quarantine:
             self._set_state(
                 ModelState.QUARANTINED,
@@ -174,6 +181,7 @@ class Supervisor:
                 f"({death.message}); "
                 "start brim again, with a smaller --context where memory is tight",
             )
+            log_event("model_quarantined", model=self._plan.model.name, deaths=num_deaths)
             outlook = "it has died too often and is not restarted"
         else:
             self._set_state(ModelState.RESTARTING, death.message)

@@ -7,7 +7,7 @@ from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.errors import ConfigError
-from brim.planner.plan import largest_context, make_plan
+from brim.planner.plan import SHARED_LAYER_BYTES, largest_context, make_plan
 
 CHOICES = {
     "context_tokens", "kv_tokens", "max_batch_tokens", "micro_batch_tokens", "num_threads",
@@ -63,6 +63,14 @@ def test_exact_profile(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
     assert plan.environment["GGML_CPU_TILED_MM"] == "0"
     with pytest.raises(ConfigError, match="the exact profile is q8_0 KV"):
         make_plan(llama_1b, laptop, engine="llamacpp", exact_profile=True, kv_type="f16")
+
+
+def test_a_tiny_model_runs_on_one_thread(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
+    """Where a layer is read before a second thread wakes up, there is no second thread."""
+    for layer_bytes, expected in ((SHARED_LAYER_BYTES - 1, 1), (SHARED_LAYER_BYTES, 4)):
+        spec = msgspec.structs.replace(llama_1b, weights_bytes=layer_bytes * llama_1b.num_layers)
+        assert make_plan(spec, laptop, engine="llamacpp").num_threads == expected
+        assert make_plan(spec, laptop, engine="llamacpp", threads=2).num_threads == 2
 
 
 def test_threads_wait_passively(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
