@@ -33,6 +33,7 @@ class PlainLoop:
         flash_attention: bool = False,
         repack_weights: bool = False,
         num_threads: int = 2,
+        max_sequences: int = 1,
     ) -> None:
         llama.llama_log_set(_quiet, None)
         llama.llama_backend_init()
@@ -42,6 +43,8 @@ class PlainLoop:
         params = llama.llama_context_default_params()
         params.n_ctx = num_cells
         params.n_batch = params.n_ubatch = 512
+        params.n_seq_max = params.n_outputs_max = max_sequences
+        params.kv_unified = True
         params.n_threads = params.n_threads_batch = num_threads
         params.type_k = params.type_v = GGML_TYPES[kv_type]
         params.flash_attn_type = int(flash_attention)
