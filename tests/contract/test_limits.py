@@ -1,5 +1,6 @@
 """What would abort a backend, or break a promise, is refused with numbers and changes nothing."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ from support.driver import GREEDY, Run, assert_same, decode, feed, generate
 
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
+from brim.engine import guards
 from brim.engine.base import Engine
 from brim.errors import Busy, DoesNotFit, EngineError, InvalidRequest, StoreError
 
@@ -157,6 +159,11 @@ def test_a_pool_too_small_for_what_is_open_is_refused(make_engine: MakeEngine) -
         (SamplingParams(logit_bias=((10**7, 1.0),)), "logit_bias"),
         (SamplingParams(logit_bias=((1, float("nan")),)), "logit_bias"),
         (SamplingParams(top_p=-0.5), "top_p"),
+        (SamplingParams(logit_bias=((1, 1e300),)), "logit_bias"),
+        (SamplingParams(dry_allowed_length=2**33), "dry_allowed_length"),
+        (SamplingParams(top_k=-1), "top_k"),
+        (SamplingParams(xtc_threshold=float("nan")), "xtc_threshold"),
+        (SamplingParams(seed=-1), "seed"),
     ],
 )
 def test_sampling_values_out_of_range_are_refused(
@@ -166,6 +173,36 @@ def test_sampling_values_out_of_range_are_refused(
     with pytest.raises(InvalidRequest, match=message) as caught:
         engine.open(params)
     assert caught.value.param == message
+
+
+def test_every_numeric_sampling_field_has_a_range() -> None:
+    """A new field of SamplingParams cannot be forgotten by the guard."""
+    others = {"logit_bias", "dry_sequence_breakers", "ignore_eos"}
+    assert set(guards._RANGES) == set(SamplingParams.__struct_fields__) - others
+
+
+def test_a_mask_and_a_bias_that_leave_nothing_are_refused(engine: Engine) -> None:
+    """Where the mask allows one token and the bias forbids it, no other is drawn instead."""
+    mask = bytearray((engine.tokenizer.vocab_size + 7) // 8)
+    mask[0] = 1 << 7
+    seq_id = engine.open(SamplingParams(logit_bias=((7, -math.inf),)))
+    with pytest.raises(EngineError, match="allow no token"):
+        engine.step(StepPlan([Feed(seq_id, [1], True, bytes(mask))]))
+
+
+def test_a_temperature_near_zero_is_greedy(engine: Engine) -> None:
+    """A temperature that would overflow the logits draws the likeliest token."""
+    run = generate(engine, [5, 6, 7], 4, SamplingParams(temperature=1e-38))
+    assert run.tokens == generate(engine, [5, 6, 7], 4).tokens
+
+
+def test_more_rows_than_the_pool_are_busy(make_engine: MakeEngine) -> None:
+    """A pool smaller than the batch bounds the step too: llama.cpp would abort."""
+    engine = make_engine(kv_tokens=256, context_tokens=256, max_batch_tokens=512)
+    seq_ids = [engine.open(GREEDY) for _ in range(2)]
+    with pytest.raises(Busy):
+        engine.step(StepPlan([Feed(seq_id, [1] * 200) for seq_id in seq_ids]))
+    feed(engine, Run(seq_ids[0]), [1] * 200)
 
 
 def test_a_damaged_block_is_refused_whole(engine: Engine) -> None:

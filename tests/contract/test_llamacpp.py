@@ -1,16 +1,18 @@
 """What only the llama.cpp engine promises: its own sizes, samplers in C, aborts, mapped weights."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import msgspec
 import pytest
 from conftest import require_engine
 from support.driver import GREEDY, Run, feed, generate
-from support.models import DEMO, plan_for, pystd_1m_gguf
+from support.models import DEMO, plan_for, pystd_1m_gguf, quantised
 
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
@@ -18,7 +20,8 @@ from brim.core.step import Feed, StepPlan
 from brim.engine import factory
 from brim.engine.base import Engine
 from brim.engine.llamacpp.binding import lib
-from brim.errors import BrimError, EngineError, ModelFileError
+from brim.engine.llamacpp.tokenizer import MAX_RUN_CHARACTERS
+from brim.errors import BrimError, EngineError, InvalidRequest, ModelFileError, StoreError
 
 MIB = 1024 * 1024
 
@@ -55,12 +58,17 @@ def test_footprint_is_what_the_backend_allocated(load: Load) -> None:
 
 
 def test_repacking_moves_weights_out_of_the_map(load: Load) -> None:
-    """With repacking part of the weights becomes anonymous, and the footprint says so."""
-    plan = plan_for("llamacpp", path=DEMO, exact=False, repack_weights=True)
+    """With repacking part of the weights becomes anonymous, and engine and footprint say so."""
+    plan = plan_for("llamacpp", path=quantised("Q4_0"), exact=False, repack_weights=True)
     engine = load(plan)
     footprint = engine.footprint()
+    if footprint.mapped_weights_bytes == footprint.weights_bytes:
+        pytest.skip("this processor has no repacked kernels for Q4_0")
     assert not engine.capabilities.maps_weights
-    assert footprint.dirty_bytes >= footprint.kv_bytes + footprint.compute_bytes
+    anonymous_bytes = footprint.weights_bytes - footprint.mapped_weights_bytes
+    assert footprint.dirty_bytes >= anonymous_bytes + footprint.kv_bytes
+    plain = load(plan_for("llamacpp", path=quantised("Q4_0"), exact=False))
+    assert plain.capabilities.maps_weights
 
 
 def test_weights_are_file_pages(load: Load) -> None:
@@ -195,6 +203,107 @@ def test_a_file_that_llama_cpp_refuses_names_the_reason(load: Load, tmp_path: Pa
     spec = msgspec.structs.replace(plan_for("llamacpp").model, paths=(str(unknown),))
     with pytest.raises(ModelFileError, match="lxama"):
         load(msgspec.structs.replace(plan_for("llamacpp"), model=spec))
+
+
+def rewritten(path: Path, changes: dict[str, Any], without: str = "-") -> Plan:
+    """A plan for a copy of the 1 M model with other header values, at `path`."""
+    reader = gguf.GGUFReader(pystd_1m_gguf())
+    writer = gguf.GGUFWriter(path, "llama")
+    for field in reader.fields.values():
+        name = field.name
+        if name.startswith(("GGUF.", without)) or name in {"general.architecture", *changes}:
+            continue
+        value_type = field.types[0]
+        sub_type = field.types[-1] if value_type is gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), value_type, sub_type=sub_type)
+    for name, value in changes.items():
+        writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plan = plan_for("llamacpp")
+    spec = msgspec.structs.replace(plan.model, paths=(str(path),))
+    return msgspec.structs.replace(plan, model=spec)
+
+
+def test_a_rewritten_file_loads(load: Load, tmp_path: Path) -> None:
+    """What the two tests below refuse is their change, not the rewriting."""
+    load(rewritten(tmp_path / "same.gguf", {"general.name": "other"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({"llama.attention.causal": False}, "-"),
+        ({"tokenizer.ggml.model": "no_vocab"}, "tokenizer."),
+    ],
+    ids=["embedder", "no vocabulary"],
+)
+def test_files_that_cannot_continue_text_are_refused(
+    load: Load, tmp_path: Path, changes: dict[str, Any], without: str
+) -> None:
+    """Models that load but would abort the process later are refused with a sentence."""
+    with pytest.raises(ModelFileError, match="not a model that continues text"):
+        load(rewritten(tmp_path / "broken.gguf", changes, without))
+
+
+def test_a_pool_that_cannot_come_back_ends_the_engine(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When neither the new nor the old pool can be made, the error says to load again."""
+    engine = load(plan_for("llamacpp"))
+    generate(engine, [5, 6, 7], 2)
+    monkeypatch.setattr(lib, "llama_init_from_model", lambda *_args: None)
+    with pytest.raises(EngineError, match="loaded again"):
+        engine.resize_kv(512)
+    with pytest.raises(EngineError, match="not open"):
+        feed(engine, Run(0), [1])
+
+
+def test_a_long_run_without_spaces_is_refused(load: Load) -> None:
+    """Text on which the backend's recursive tokenizer could overflow its stack never reaches it."""
+    tokenizer = load(plan_for("llamacpp")).tokenizer
+    with pytest.raises(InvalidRequest, match="break it up"):
+        tokenizer.encode("a" * (MAX_RUN_CHARACTERS + 1), add_special=False, parse_special=False)
+    spaced = "word " * (MAX_RUN_CHARACTERS // 4)
+    assert tokenizer.encode(spaced, add_special=False, parse_special=False)
+
+
+def test_dry_samplers_are_prepared_once(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences with the same DRY settings share the scan of the vocabulary, up to a bound."""
+    engine = load(plan_for("llamacpp"))
+    real = lib.llama_sampler_init_dry
+    calls: list[float] = []
+
+    def counted(vocab: object, multiplier: float, *args: object) -> object:
+        calls.append(multiplier)
+        return real(vocab, multiplier, *args)
+
+    monkeypatch.setattr(lib, "llama_sampler_init_dry", counted)
+    for _ in range(3):
+        engine.close(engine.open(SamplingParams(dry_multiplier=0.8)))
+    assert len(calls) == 1
+    for number in range(20):
+        engine.close(engine.open(SamplingParams(dry_multiplier=1.0 + number)))
+    engine.close(engine.open(SamplingParams(dry_multiplier=0.8)))
+    assert len(calls) == 22
+
+
+def test_a_full_disk_is_an_error(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export for which the temporary file gets no blocks fails before anything is written."""
+    engine = load(plan_for("llamacpp"))
+    run = generate(engine, [5, 6, 7], 2)
+
+    def refuse(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with pytest.raises(StoreError, match="No space left"):
+        engine.export_kv(run.seq_id)
+    feed(engine, run, [run.tokens[-1]])
 
 
 def test_backend_failures_become_our_errors(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,21 @@ def pystd_1m_gguf(quant: Literal["F16", "Q8_0"] = "Q8_0") -> Path:
     return path
 
 
+@functools.cache
+def quantised(quant: Literal["Q4_0"]) -> Path:
+    """The 1 M model in a type that llama.cpp rearranges, by its own quantiser."""
+    from brim.engine.llamacpp import log
+    from brim.engine.llamacpp.binding import lib
+
+    log.install()
+    source = pystd_1m_gguf("F16")
+    path = source.with_name(f"pystd-1m-{quant.lower()}.gguf")
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = {"Q4_0": 2}[quant]
+    assert lib.llama_model_quantize(str(source).encode(), str(path).encode(), params) == 0
+    return path
+
+
 def plan_for(
     engine: str,
     *,

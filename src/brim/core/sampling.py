@@ -2,6 +2,9 @@
 
 import msgspec
 
+MAX_SEED = 2**32 - 2
+"""llama.cpp's seeds are 32 bits wide, and the last value means "draw one"."""
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling settings of one sequence; names and meanings are llama-server's.
@@ -35,7 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, added logit) pairs; -inf forbids a token."""
     seed: int | None = None
-    """None draws a fresh seed; the one used is reported with the answer."""
+    """0 to MAX_SEED; None draws a fresh seed; the one used is reported with the answer."""
     num_logprobs: int | None = None
     """None: no logprobs.  0: of the chosen token.  n: of the n likeliest as well.
 
@@ -47,8 +50,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature <= 0.0
+        """Whether the likeliest token is always taken.
+
+        Below a millionth the distribution is a single token, and dividing by it overflows.
+        """
+        return self.temperature < 1e-6
 
     @property
     def needs_history(self) -> bool:

@@ -122,8 +122,11 @@ class Engine(ABC):
     def export_kv(self, seq_id: int) -> memoryview:
         """The sequence's tokens and state as one self-describing block with a checksum.
 
-        The block lives in a mapped temporary file: clean pages that the kernel may drop.
-        Release the view to free it.
+        The block lives in a mapped temporary file, so that where that lies on a disk (and not in a
+        tmpfs) the kernel may write it out and drop its pages.  Release the view to free it.
+
+        Raises:
+            StoreError: There is no room for the file.
         """
 
     @abstractmethod

@@ -19,6 +19,32 @@ S = TypeVar("S")
 
 _DEFAULTS = SamplingParams()
 
+# Backends take C floats and 32-bit ints: a larger value would arrive as another one.
+_FLOAT32_MAX = 3.4028234e38
+_FLOAT32_MIN = 1.1754944e-38
+_INT32_MAX = 2**31 - 1
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, _FLOAT32_MAX),
+    "top_k": (0, _INT32_MAX),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repeat_penalty": (_FLOAT32_MIN, _FLOAT32_MAX),
+    "presence_penalty": (-_FLOAT32_MAX, _FLOAT32_MAX),
+    "frequency_penalty": (-_FLOAT32_MAX, _FLOAT32_MAX),
+    "repeat_last_n": (0, _INT32_MAX),
+    "dry_multiplier": (0, _FLOAT32_MAX),
+    "dry_base": (0, _FLOAT32_MAX),
+    "dry_allowed_length": (0, _INT32_MAX),
+    "dry_penalty_last_n": (0, _INT32_MAX),
+    "xtc_probability": (0, 1),
+    "xtc_threshold": (0, 1),
+    "seed": (0, 2**64 - 1),
+    "num_logprobs": (0, _INT32_MAX),
+}
+"""Every numeric field of SamplingParams; a test compares the names."""
+
 
 def known(sequences: Mapping[int, S], seq_id: int) -> S:
     """The open sequence of that id.
@@ -85,25 +111,25 @@ def submitted(step: StepPlan | None) -> StepPlan:
 
 
 def check_sampling(params: SamplingParams, samplers: frozenset[str], vocab_size: int) -> None:
-    """Refuse values that a backend would abort on or silently ignore.
+    """Refuse values that a backend would abort on, truncate or silently ignore.
 
     Raises:
         Unsupported: A parameter that differs from its default has no effect on this engine.
         InvalidRequest: A value is out of range.
     """
-    for name in ("dry_multiplier", "xtc_probability", "typical_p", "repeat_penalty"):
-        if name not in samplers and getattr(params, name) != getattr(_DEFAULTS, name):
+    for name, (low, high) in _RANGES.items():
+        value = getattr(params, name)
+        if value is None:
+            continue
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not low <= value <= high:
+            raise InvalidRequest(
+                f"{name} is {value}; it must be from {low:g} to {high:g}", param=name
+            )
+        if name not in samplers and value != getattr(_DEFAULTS, name):
             raise Unsupported(f"{name} has no effect on this engine; leave it out", param=name)
-    for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "dry_base"):
-        if not math.isfinite(value := getattr(params, name)) or value < 0:
-            raise InvalidRequest(f"{name} is {value}; it must be a number from 0 up", param=name)
-    for name in ("presence_penalty", "frequency_penalty", "dry_multiplier"):
-        if not math.isfinite(value := getattr(params, name)):
-            raise InvalidRequest(f"{name} is {value}; it must be a finite number", param=name)
-    if params.repeat_penalty == 0:
-        raise InvalidRequest("repeat_penalty is 0; it must be above 0", param="repeat_penalty")
     for token, bias in params.logit_bias:
-        if not 0 <= token < vocab_size or math.isnan(bias) or bias == math.inf:
+        if not (0 <= token < vocab_size and (abs(bias) <= _FLOAT32_MAX or bias == -math.inf)):
             raise InvalidRequest(
                 f"logit_bias names token {token} with {bias}; token ids of this model go from 0 to "
                 f"{vocab_size - 1} and a bias is a number",

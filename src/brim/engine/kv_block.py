@@ -18,6 +18,7 @@ the layout, change VERSION.
 """
 
 import mmap
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def write(
     state_at = _HEADER.size + len(name) + len(token_data)
     try:
         with tempfile.TemporaryFile(prefix="brim-kv-") as file:
-            file.truncate(state_at + state_bytes)
+            _allocate(file.fileno(), state_at + state_bytes)
             block = mmap.mmap(file.fileno(), state_at + state_bytes)
     except OSError as exc:
         raise StoreError(
@@ -69,6 +70,17 @@ def write(
         MAGIC, VERSION, len(name), len(tokens), state_bytes, checksum
     )
     return view
+
+
+def _allocate(descriptor: int, num_bytes: int) -> None:
+    """Give the file its blocks now: writing into a hole of a full disk is a SIGBUS."""
+    os.truncate(descriptor, num_bytes)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+        return
+    zeros = bytes(1024 * 1024)
+    for start in range(0, num_bytes, len(zeros)):
+        os.pwrite(descriptor, zeros[: num_bytes - start], start)
 
 
 def read(identity: str, block: bytes | memoryview) -> tuple[list[int], memoryview]:

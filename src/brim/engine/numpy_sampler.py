@@ -43,6 +43,16 @@ def allowed_tokens(mask: bytes, vocab_size: int) -> NDArray[np.bool_]:
     return bits.astype(np.bool_)
 
 
+def check_possible(biased: Logits) -> None:
+    """Refuse logits that leave no token, which samplers answer with a forbidden one.
+
+    Raises:
+        EngineError: Mask and bias together forbid everything.
+    """
+    if not np.isfinite(biased).any():
+        raise EngineError("mask and logit bias together allow no token at all")
+
+
 def apply_bias(logits: Logits, params: SamplingParams, eog_tokens: frozenset[int]) -> Logits:
     """A copy of `logits` with logit bias added and, with ignore_eos, the end tokens forbidden."""
     biased = logits.copy()
@@ -144,6 +154,7 @@ def draw(feed: Feed, sequence: HostSequence, eog_tokens: frozenset[int]) -> Samp
     biased = apply_bias(sequence.logits, params, eog_tokens)
     if feed.mask is not None:
         biased[~allowed_tokens(feed.mask, len(biased))] = -np.inf
+    check_possible(biased)
     token = choose(biased, sequence.tokens, params, sequence.rng)
     if params.num_logprobs is None:
         return Sampled(feed.seq_id, token)

@@ -48,6 +48,7 @@ GGML_TYPES = {
 """KV types that llama-server offers, by their number in ggml.h."""
 
 LOAD_MODE_MMAP = 1
+VOCAB_TYPE_NONE = 0
 FLASH_ATTENTION = {False: 0, True: 1}
 
 # The parameter structs are passed by value: a field that moved would be read as another one.  The

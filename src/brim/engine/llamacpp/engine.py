@@ -22,12 +22,12 @@ from brim.engine.base import Capabilities, Engine
 from brim.engine.llamacpp import binding, log
 from brim.engine.llamacpp.batch import Batch
 from brim.engine.llamacpp.binding import lib
-from brim.engine.llamacpp.sampler_chain import SAMPLERS, build_chain
+from brim.engine.llamacpp.sampler_chain import SAMPLERS, ChainBuilder
 from brim.engine.llamacpp.tokenizer import LlamaTokenizer
 from brim.errors import Busy, DoesNotFit, EngineError, ModelFileError, StoreError
 
 _SELF_CHECK_TOKENS = 4
-"""Enough to cut and fork in the middle; also pages in the weights before the first request."""
+"""Enough to cut and fork in the middle."""
 
 _NO_ROOM = "available cells in kv cache"
 """How llama.cpp says that an import found the pool full; every other refusal is a bad block."""
@@ -53,6 +53,7 @@ class LlamaCppEngine(Engine):
 
     _model: Any = None
     _context: Any = None
+    _chains: ChainBuilder
 
     def load(self, plan: Plan) -> None:
         binding.check_layout()
@@ -68,18 +69,26 @@ class LlamaCppEngine(Engine):
             self._model = self._load_model(plan)
         self._model_lines = lines
         self._vocab = lib.llama_model_get_vocab(self._model)
-        self._tokenizer = LlamaTokenizer(self._vocab)
         self._create_context(plan.kv_tokens)
+        self._check_generates()
+        self._tokenizer = LlamaTokenizer(self._vocab)
+        self._chains = ChainBuilder(
+            self._vocab,
+            vocab_size=self._tokenizer.vocab_size,
+            eog_tokens=self._tokenizer.eog_tokens,
+            window=plan.context_tokens,
+        )
         self._identity = (
             f"{plan.model.fingerprint} llama-cpp-python-{binding.VERSION} "
             f"k={plan.kv_type_k} v={plan.kv_type_v} fa={int(plan.flash_attention)}"
         )
-        self._check_generates()
         self._capabilities = self._checked_capabilities()
 
     def shutdown(self) -> None:
         for seq_id in list(getattr(self, "_sequences", {})):
             lib.llama_sampler_free(self._sequences.pop(seq_id).chain)
+        if hasattr(self, "_chains"):
+            self._chains.free()
         self._free_context()
         if self._model is not None:
             lib.llama_model_free(self._model)
@@ -101,14 +110,7 @@ class LlamaCppEngine(Engine):
     def open(self, sampling: SamplingParams) -> int:
         guards.check_sampling(sampling, SAMPLERS, self._tokenizer.vocab_size)
         seq_id = guards.free_slot(self._sequences, self._plan.max_sequences)
-        chain = build_chain(
-            sampling,
-            self._vocab,
-            vocab_size=self._tokenizer.vocab_size,
-            eog_tokens=self._tokenizer.eog_tokens,
-            window=self._plan.context_tokens,
-        )
-        self._sequences[seq_id] = LlamaSequence(sampling, chain)
+        self._sequences[seq_id] = LlamaSequence(sampling, self._chains.build(sampling))
         return seq_id
 
     def close(self, seq_id: int) -> None:
@@ -196,8 +198,13 @@ class LlamaCppEngine(Engine):
             self._restore_all(state)
         except EngineError as exc:
             self._free_context()
-            self._create_context(before)
-            self._restore_all(state)
+            try:
+                self._create_context(before)
+                self._restore_all(state)
+            except EngineError as fatal:
+                # Nothing can be stepped any more; a context that is not there must not be touched.
+                self.shutdown()
+                raise EngineError(f"{fatal.message}; the model must be loaded again") from exc
             raise DoesNotFit(
                 f"a KV pool of {num_tokens} tokens is too small for the open sequences"
             ) from exc
@@ -209,6 +216,8 @@ class LlamaCppEngine(Engine):
     def submit(self, plan: StepPlan) -> None:
         lengths = {seq_id: len(s.tokens) for seq_id, s in self._sequences.items()}
         guards.check_step(plan, self._plan, lengths, self._tokenizer.vocab_size, self._submitted)
+        # llama.cpp's batch is no larger than its pool, and it aborts on more rows than either.
+        guards.check_room(plan.num_scheduled_tokens, self._num_batch_rows, Busy)
         batch = self._batch
         batch.clear()
         rows = [
@@ -216,6 +225,7 @@ class LlamaCppEngine(Engine):
             for feed in plan.feeds
         ]
         self._abort_flag[0] = b"\0"
+        log.forget_errors()
         status = lib.llama_decode(self._context, batch.native)
         if status != 0:
             self._undo(plan, lengths)
@@ -247,8 +257,9 @@ class LlamaCppEngine(Engine):
         sequence = self._sequences[feed.seq_id]
         params = sequence.sampling
         if feed.mask is not None:
-            allowed = host.allowed_tokens(feed.mask, self._tokenizer.vocab_size)
-            self.logits(feed.seq_id)[~allowed] = -np.inf
+            logits = self.logits(feed.seq_id)
+            logits[~host.allowed_tokens(feed.mask, self._tokenizer.vocab_size)] = -np.inf
+            host.check_possible(host.apply_bias(logits, params, self._tokenizer.eog_tokens))
         token = lib.llama_sampler_sample(sequence.chain, self._context, sequence.row)
         sequence.drawn = token
         if params.num_logprobs is None:
@@ -294,7 +305,8 @@ class LlamaCppEngine(Engine):
             return Busy(f"the KV pool has no room for {rows} more tokens", retry_after_s=1.0)
         if status == 2:
             return EngineError("llama.cpp: the step was aborted")
-        return EngineError(f"llama.cpp: decode failed with {status}: {log.last_error()}")
+        reason = log.last_error()
+        return EngineError(f"llama.cpp: decode failed with {status}" + (reason and f": {reason}"))
 
     def _load_model(self, plan: Plan) -> Any:
         params = lib.llama_model_default_params()
@@ -313,13 +325,20 @@ class LlamaCppEngine(Engine):
             )
         return model
 
+    def _metadata(self, key: str) -> str:
+        """One value of the file's header as text; empty where it is absent."""
+        buffer = ctypes.create_string_buffer(64)
+        count = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
+
     def _check_generates(self) -> None:
         """Refuse models that load but have no next token: decoding them aborts the process."""
         if (
             lib.llama_model_has_encoder(self._model)
             or not lib.llama_model_has_decoder(self._model)
             or lib.llama_model_is_diffusion(self._model)
-            or lib.llama_vocab_n_tokens(self._vocab) == 0
+            or lib.llama_vocab_type(self._vocab) == binding.VOCAB_TYPE_NONE
+            or self._metadata(f"{self._plan.model.architecture}.attention.causal") == "false"
             or not self._memory
         ):
             raise ModelFileError(
@@ -356,6 +375,7 @@ class LlamaCppEngine(Engine):
             )
         self._context_lines = lines
         self._num_cells = num_tokens
+        self._num_batch_rows = lib.llama_n_batch(self._context)
         self._memory = lib.llama_get_memory(self._context)
 
     def _free_context(self) -> None:
@@ -388,12 +408,12 @@ class LlamaCppEngine(Engine):
             removed = lib.llama_memory_seq_rm(self._memory, 0, lengths - 1, -1)
             can_cut = removed and pos_max(self._memory, 0) == lengths - 2
         lib.llama_memory_clear(self._memory, True)
-        plan = self._plan
+        plan, footprint = self._plan, self.footprint()
         return Capabilities(
             can_truncate=can_cut,
             can_fork_prefix=can_fork,
             can_resize_kv=True,
-            maps_weights=not plan.repack_weights,
+            maps_weights=footprint.mapped_weights_bytes == footprint.weights_bytes,
             kv_types=frozenset(binding.GGML_TYPES),
             samplers=SAMPLERS,
             exact_profile=is_exact_profile(plan),

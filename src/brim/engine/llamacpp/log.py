@@ -64,6 +64,11 @@ def captured() -> Iterator[list[str]]:
         _active.remove(lines)
 
 
+def forget_errors() -> None:
+    """Start afresh, so that `last_error` can only be of what follows."""
+    _recent_errors.clear()
+
+
 def last_error() -> str:
     """The most telling recent error line, or an empty string."""
     reasons = [line for line in _recent_errors if not any(line.endswith(e) for e in _EMPTY_REASONS)]

@@ -1,14 +1,24 @@
 """llama.cpp's tokenizer behind core.tokenizer.Tokenizer; its functions are thread-safe."""
 
 import ctypes
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from brim.engine.llamacpp.binding import lib
-from brim.errors import EngineError
+from brim.errors import EngineError, InvalidRequest
 
 _MAX_PIECE_BYTES = 4096
 """Longer than any token's text; longer ones are fetched again with the size llama.cpp asks for."""
+
+
+MAX_RUN_CHARACTERS = 500_000
+"""Many vocabularies are split by std::regex, which recurses once for each character of a word.
+
+At 260 to 520 bytes of stack a character this fits the 512 MiB stack of the worker's reader thread.
+"""
+
+_LONG_RUN = re.compile(rf"\S{{{MAX_RUN_CHARACTERS}}}|\s{{{MAX_RUN_CHARACTERS}}}")
 
 
 class LlamaTokenizer:
@@ -26,6 +36,11 @@ class LlamaTokenizer:
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
+        if len(data) > MAX_RUN_CHARACTERS and _LONG_RUN.search(text):
+            raise InvalidRequest(
+                f"the text has over {MAX_RUN_CHARACTERS:,} characters in a row without (or of "
+                "nothing but) white space, which llama.cpp's tokenizer cannot split; break it up"
+            )
         # No token is shorter than a byte, and special tokens add a few.
         capacity = len(data) + 16
         buffer = (ctypes.c_int32 * capacity)()
