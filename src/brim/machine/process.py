@@ -30,6 +30,13 @@ def process_memory(pid: int) -> ProcessMemory | None:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """What a process has in RAM, mapped weights included; None where the system does not say."""
+    """What a process has in RAM, mapped weights included; None where the system does not say.
+
+    Cheap enough to be asked every few seconds, whatever the process's size.
+    """
+    if platform.system() == "Linux":
+        from brim.machine import linux
+
+        return linux.resident_bytes(pid)
     memory = process_memory(pid)
     return None if memory is None else memory.resident_bytes

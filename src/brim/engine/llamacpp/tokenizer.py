@@ -8,8 +8,9 @@ from typing import Any
 from brim.engine.llamacpp.binding import lib
 from brim.errors import EngineError, InvalidRequest
 
-_MAX_PIECE_BYTES = 4096
-"""Longer than any token's text; longer ones are fetched again with the size llama.cpp asks for."""
+_PIECE_BYTES = 64
+"""Longer than nearly any token's text; others are fetched again with the size llama.cpp asks for.
+Small, because the buffer is made and zeroed once for each token that is met for the first time."""
 
 
 MAX_RUN_CHARACTERS = 500_000
@@ -66,7 +67,7 @@ class LlamaTokenizer:
         return "" if token < 0 else self._fetch(token, special=True).decode("utf-8", "replace")
 
     def _fetch(self, token: int, *, special: bool) -> bytes:
-        size = _MAX_PIECE_BYTES
+        size = _PIECE_BYTES
         for _ in range(2):
             buffer = ctypes.create_string_buffer(size)
             count = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
