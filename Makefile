@@ -9,7 +9,8 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types imports unit lock clean
+.PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
+  bench-busy bench-first bench-many bench-death bench-equality
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +54,33 @@ imports: $(VENV)/.dev  ## the layers of ARCHITECTURE.md
 
 unit: $(VENV)/.dev  ## pytest: unit, property, contract and end-to-end
 	$(PY) -m pytest
+
+# Benches are not tests: they compare within one run, on a quiet machine (docs/benchmarks.md).
+bench: bench-first bench-many bench-death bench-cpu bench-overhead bench-busy bench-equality  ## all benches
+
+bench-overhead: $(VENV)/.dev  ## one stream through HTTP against a bare llama.cpp loop (makes a stand-in first)
+	$(PY) benches/make_standin.py
+	$(PY) benches/overhead.py
+
+bench-cpu: $(VENV)/.dev  ## CPU time per token outside the engine, worker and gateway
+	$(PY) benches/cpu_per_token.py demo
+
+bench-busy: $(VENV)/.dev  ## decode beside a busy process on every core
+	$(PY) benches/make_standin.py
+	$(PY) benches/contention.py
+
+bench-first: $(VENV)/.dev  ## process start to first token
+	$(PY) benches/first_token.py
+
+bench-many: $(VENV)/.dev  ## 64 streaming clients at once
+	$(PY) benches/concurrency.py
+
+bench-death: $(VENV)/.dev  ## kill -9 of the worker during eight streams
+	$(PY) benches/worker_death.py
+
+bench-equality: $(VENV)/.dev  ## tokens and logits against a plain llama_decode loop
+	$(PY) benches/equality.py --profile exact src/brim/registry/data/demo.gguf
+	$(PY) benches/equality.py --profile shipping src/brim/registry/data/demo.gguf
 
 lock: $(VENV)/.dev  ## pin the dependencies of pyproject.toml again (needs uv)
 	uv pip compile -q pyproject.toml requirements/build.in --universal --generate-hashes \

@@ -74,6 +74,22 @@ def test_a_model_that_was_cut_short(tmp_path: Path, percent: int) -> None:
         assert "cut.gguf" in sentence_of(result, 1)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
+def test_a_path_that_is_no_text(tmp_path: Path) -> None:
+    """A model whose path is not UTF-8 is refused with the byte, not with a codec's complaint."""
+    path = tmp_path / os.fsdecode(b"S\xe3o.gguf")
+    path.symlink_to(DEMO)
+    text = sentence_of(brim(tmp_path, "run", "-m", str(path), "hi"), 1)
+    assert r"S\xe3o.gguf is not UTF-8; rename" in text
+
+
+def test_a_stray_byte_in_the_prompt(tmp_path: Path) -> None:
+    """A prompt with a byte that is no UTF-8 is answered."""
+    prompt = os.fsdecode(b"S\xe3o Paulo")
+    result = brim(tmp_path, "run", "-m", "demo", "--temp", "0", "-n", "4", prompt)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_directory(tmp_path: Path) -> None:
     """A directory in place of a model file says what to name instead."""
     assert str(tmp_path) in sentence_of(brim(tmp_path, "run", "-m", str(tmp_path), "hi"), 1)
@@ -92,6 +108,7 @@ def test_nothing_to_answer(tmp_path: Path) -> None:
         ("run", "--seed", "99999999999", "x"),
         ("serve", "--port", "70000"),
         ("serve", "--ctx", "0"),
+        ("convert", "only-one-argument"),
         ("frobnicate",),
     ],
 )

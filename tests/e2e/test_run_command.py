@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 RUN = [sys.executable, "-m", "brim", "run"]
 LONG = ["-m", "toy", "--raw", "-n", "8000", "--seed", "1", "a"]
 LIMIT_S = 30.0
+LETTERS = tuple(bytes([code]) for code in b"abcdefghijklmnopqrstuvwxyz")
 
 
 @pytest.fixture
@@ -144,6 +147,63 @@ def test_a_conversation_remembers(environment: dict[str, str]) -> None:
     first, second, after_clear = lengths
     assert second > first == after_clear
     terminal.type(b"\x04")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_stray_byte_does_not_end_a_conversation(environment: dict[str, str], errors: str) -> None:
+    """A byte that is no UTF-8 is answered as a replaced character, whatever the locale says."""
+    # In this locale line editing passes on what it would drop in others.
+    own = {"LC_ALL": "C", "PYTHONIOENCODING": f"utf-8:{errors}"}
+    terminal = Terminal({**environment, **own}, "--temp", "0", "-n", "8")
+    terminal.wait_for(b"an answer\r\n> ")
+    for line in (b"S\xe3o Paulo\n", b"Return the sum.\n"):
+        terminal.type(line)
+        assert b"prompt tokens" in terminal.wait_for(b"see -n\r\n> ", b" tok/s\r\n> ")
+    terminal.type(b"/exit\n")
+    assert terminal.end() == 0
+
+
+def test_a_full_conversation_says_how_to_go_on(environment: dict[str, str]) -> None:
+    """Answers shrink to the room that is left; when there is none, /clear helps and is named."""
+    terminal = Terminal(environment, "--temp", "9", "--ctx", "256", "-n", "100")
+    came = terminal.wait_for(b"an answer\r\n> ")
+    num_turns = 0
+    while b"/clear starts anew" not in came:
+        terminal.type(b"Return the sum of the items of a list.\n")
+        came = terminal.wait_for(b" tok/s\r\n> ", b"see -n\r\n> ", b"is full\r\n> ", b"anew\r\n> ")
+        assert b"ask for at most" not in came
+        assert all(int(number) <= 100 for number in re.findall(rb" s, (\d+) tokens", came))
+        num_turns += 1
+    assert b"context is 256; shorten it" in came
+    assert num_turns > 2
+    terminal.type(b"/clear\n")
+    terminal.type(b"Return the sum.\n")
+    assert b"prompt tokens" in terminal.wait_for(b" tok/s\r\n> ", b"see -n\r\n> ", b"anew\r\n> ")
+    terminal.type(b"/exit\n")
+    assert terminal.end() == 0
+
+
+def test_a_failed_answer_is_not_remembered(environment: dict[str, str]) -> None:
+    """What a dead worker left of an answer, and its question, are no part of the next prompt."""
+    terminal = Terminal(environment, "--temp", "9", "-n", "400")
+    terminal.wait_for(b"an answer\r\n> ")
+    terminal.type(b"Return the sum.\n")
+    terminal.wait_for(b"Return the sum.\r\n")
+    terminal.wait_for(*LETTERS)  # the answer has begun
+    for worker in psutil.Process(terminal.pid).children():
+        worker.kill()
+    assert b"prompt tokens" not in terminal.wait_for(b"the worker of model", b"prompt tokens")
+    terminal.wait_for(b"\r\n> ")
+    lengths = []
+    for line in (b"Return the sum.\n", b"/clear\n", b"Return the sum.\n"):
+        terminal.type(line)
+        turn = terminal.wait_for(b"/clear\r\n> ", b" tok/s\r\n> ", b"see -n\r\n> ")
+        if b"prompt tokens" in turn:
+            lengths.append(num_prompt_tokens(turn))
+    after_failure, after_clear = lengths
+    assert after_failure == after_clear
+    terminal.type(b"/exit\n")
     assert terminal.end() == 0
 
 

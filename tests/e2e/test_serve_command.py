@@ -1,96 +1,27 @@
 """`brim serve`, `ps` and `stop` as real processes: started, listed, drained, gone."""
 
-import http.client
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-START_LIMIT_S = 30.0
-
-
-class Server:
-    """A `brim serve` process with its own directories."""
-
-    def __init__(self, tmp_path: Path, *arguments: str) -> None:
-        tmp_path.chmod(0o700)  # as a runtime directory must be
-        own = {name: str(tmp_path) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")}
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIM_")}
-        self._environment = {**kept, **own}
-        self.stderr = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "brim", "serve", "--port", "0", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.stderr += line
-            if "listening on" in line:
-                self.port = int(line.rpartition(":")[2])
-                return
-        raise AssertionError(self.stderr)
-
-    def brim(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another command that finds this server."""
-        return subprocess.run(
-            [sys.executable, "-m", "brim", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=self._environment,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Status and JSON of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
-        while self.ask("GET", "/health")[0] != 200:
-            assert time.monotonic() < deadline, "not ready"
-            assert self.process.poll() is None
-            time.sleep(0.02)
-
-    def end(self) -> int:
-        """Wait for its end; the exit code."""
-        _, rest = self.process.communicate(timeout=60)
-        self.stderr += rest
-        assert "Traceback" not in self.stderr
-        return self.process.returncode
+from support.server_process import ServerProcess
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path, "-m", "toy")
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(tmp_path, "-m", "toy")
     try:
         server.wait_ready()
         yield server
     finally:
-        server.process.kill()
-        server.process.communicate()
+        server.kill()
 
 
-def long_answer(server: Server, num_tokens: int) -> tuple[threading.Thread, list[Any]]:
+def long_answer(server: ServerProcess, num_tokens: int) -> tuple[threading.Thread, list[Any]]:
     """An answer that is being made while the test goes on."""
     answers: list[Any] = []
     body = {"model": "toy", "prompt": "a", "max_tokens": num_tokens, "ignore_eos": True}
@@ -103,7 +34,7 @@ def long_answer(server: Server, num_tokens: int) -> tuple[threading.Thread, list
     return thread, answers
 
 
-def test_ps_lists_and_stop_ends_the_server(server: Server, tmp_path: Path) -> None:
+def test_ps_lists_and_stop_ends_the_server(server: ServerProcess, tmp_path: Path) -> None:
     """The model is listed with its bytes, stop ends the server, and its file goes."""
     listed = server.brim("ps", "--json")
     assert listed.returncode == 0, listed.stderr
@@ -121,7 +52,7 @@ def test_ps_lists_and_stop_ends_the_server(server: Server, tmp_path: Path) -> No
     assert server.brim("stop").returncode == 1
 
 
-def test_a_running_answer_finishes_and_new_ones_are_refused(server: Server) -> None:
+def test_a_running_answer_finishes_and_new_ones_are_refused(server: ServerProcess) -> None:
     """After SIGTERM the running answer comes whole, a new request gets 503, the exit code is 0."""
     thread, answers = long_answer(server, 4000)
     server.process.send_signal(signal.SIGTERM)
@@ -138,7 +69,7 @@ def test_a_running_answer_finishes_and_new_ones_are_refused(server: Server) -> N
     assert "running; stopping when done, in 30 s at the latest" in server.stderr
 
 
-def test_a_second_signal_ends_at_once(server: Server) -> None:
+def test_a_second_signal_ends_at_once(server: ServerProcess) -> None:
     """Whoever asks twice does not wait for the answer, and the answer ends with an error."""
     thread, answers = long_answer(server, 8000)
     server.process.send_signal(signal.SIGINT)
@@ -153,7 +84,24 @@ def test_a_second_signal_ends_at_once(server: Server) -> None:
 
 def test_a_signal_while_loading_ends_the_server(tmp_path: Path) -> None:
     """SIGTERM before the model is ready ends the server with 0 and leaves no process behind."""
-    server = Server(tmp_path, "-m", "demo")
+    server = ServerProcess(tmp_path, "-m", "demo")
     server.process.send_signal(signal.SIGTERM)
     assert server.end() == 0
     assert list(tmp_path.glob("brim/server-*.json")) == []
+
+
+def test_models_of_one_file_are_served_under_their_own_names(tmp_path: Path) -> None:
+    """-m NAME=REF names a model; without it the second of one name is refused before loading."""
+    server = ServerProcess(tmp_path, "-m", "toy", "-m", "Other:1=toy")
+    try:
+        server.wait_ready()
+        assert [model["name"] for model in server.ps()] == ["toy", "Other:1"]
+        body = {"model": "Other:1", "prompt": "a", "max_tokens": 2}
+        assert server.ask("POST", "/v1/completions", body)[0] == 200
+        refused = server.brim("serve", "--port", "0", "-m", "toy", "-m", "toy")
+    finally:
+        server.kill()
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "brim: two models are named 'toy'; give one another name: -m NAME=toy\n"
+    )

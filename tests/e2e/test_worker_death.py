@@ -1,6 +1,9 @@
 """Workers die here, in every way that a process can; the gateway must not."""
 
 import asyncio
+import errno
+import functools
+import operator
 import os
 import signal
 import socket
@@ -10,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from conftest import require_engine
@@ -19,6 +23,7 @@ from support.serving import ask, collect, request, serving, settings_with, toy_p
 from brim.core.answer import FinishReason
 from brim.core.plan import Plan
 from brim.errors import Busy, EngineError, WorkerDied
+from brim.runtime import gateway as gateway_module
 from brim.runtime import supervisor, worker_process
 from brim.runtime.api import ModelState
 from brim.runtime.gateway import Gateway
@@ -181,26 +186,36 @@ async def test_a_worker_that_breaks_the_protocol_is_killed(defective_plan: Plan)
         assert await asyncio.to_thread(is_gone, pid)
 
 
-@with_defect(
+@pytest.fixture
+def aborting_plan(tmp_path: Path) -> Plan:
+    """A plan whose worker makes llama.cpp abort at the first step."""
+    require_engine("llamacpp")
+    # A bound that the engine's guards keep: more rows in one call than the context was made for.
+    defect = """
+        from brim.engine.llamacpp.engine import LlamaCppEngine, lib
+        def submit(self, plan):
+            num_rows = lib.llama_n_batch(self._context) + 1
+            rows = (lib.llama_token * num_rows)(*[1] * num_rows)
+            lib.llama_decode(self._context, lib.llama_batch_get_one(rows, num_rows))
+        LlamaCppEngine.submit = submit
     """
-    import os, sys
-    from brim.engine.toy import ToyEngine
-    def submit(self, plan):
-        sys.stderr.write("GGML_ASSERT(n > 0) failed\\n")
-        sys.stderr.flush()
-        os.abort()
-    ToyEngine.submit = submit
-    """
-)
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(defect))
+    plan = plan_for("llamacpp", path=DEMO, max_batch_tokens=64)
+    return msgspec.structs.replace(
+        plan, environment=plan.environment | {"PYTHONPATH": str(tmp_path)}
+    )
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_blocking")
-async def test_a_backend_that_aborts_is_quoted(defective_plan: Plan) -> None:
-    """The error has the signal and the backend's last words."""
-    async with serving(defective_plan) as gateway:
-        last = (await collect(await gateway.submit(request())))[0][-1]
+async def test_a_backend_that_aborts_is_quoted(aborting_plan: Plan) -> None:
+    """llama.cpp's own abort reaches the client: the signal, and the assertion that failed."""
+    async with serving(aborting_plan) as gateway:
+        asked = request(prompt="def f(x):", model=aborting_plan.model.name)
+        last = (await collect(await gateway.submit(asked)))[0][-1]
     assert last.error is not None
     assert "signal 6 (SIGABRT)" in last.error.message
-    assert "its last words: GGML_ASSERT(n > 0) failed" in last.error.message
+    assert "GGML_ASSERT(" in last.error.message.partition("its last words: ")[2]
 
 
 @with_defect(
@@ -261,6 +276,80 @@ async def test_a_failed_reload_counts_as_a_death(defective_plan: Plan) -> None:
         os.kill(worker_pid(gateway), signal.SIGKILL)
         await until(lambda: gateway.models()[0].state is ModelState.QUARANTINED)
         assert "the file has been cut short" in gateway.models()[0].reason
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ("socket.socketpair", OSError(errno.EMFILE, "too many open files")),
+        ("asyncio.create_subprocess_exec", OSError(errno.EAGAIN, "no process to spare")),
+        ("start_process", ValueError("a defect of ours")),
+    ],
+)
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_restart_that_fails_in_any_way_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, failing: str, error: Exception
+) -> None:
+    """It counts as a death, and the model comes back when the trouble is over."""
+    *modules, name = failing.split(".")
+    owner = operator.attrgetter(*modules)(worker_process) if modules else worker_process
+    working = getattr(owner, name)
+
+    def fail_once(*args: object, **kwargs: object) -> object:
+        monkeypatch.setattr(owner, name, working)
+        raise error
+
+    async with serving(settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        monkeypatch.setattr(owner, name, fail_once)
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        await until(lambda: gateway.models()[0].num_deaths == 2)
+        await until(lambda: gateway.models()[0].state is ModelState.READY)
+        assert await ask(gateway, request())
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_cannot_be_connected_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start fails in words; neither a process nor a socket is left."""
+
+    async def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", fail)
+    with pytest.raises(EngineError, match=r"no worker process could be started .*open files"):
+        async with serving():
+            pytest.fail("it was started")
+    assert not psutil.Process().children()
+
+
+def has_drawn(gateway: Gateway, model: str, num_tokens: int) -> bool:
+    """Whether the last measurement of a model saw so many tokens."""
+    stats = next(status for status in gateway.models() if status.name == model).worker_stats
+    return stats is not None and stats.num_tokens == num_tokens
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_worker_that_hangs_is_killed_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its stream ends with the reason, and meanwhile other models are measured as ever."""
+    monkeypatch.setattr(gateway_module, "MEASURE_PERIOD_S", 0.01)
+    async with serving(toy_plan(context_tokens=4096, kv_tokens=4096), toy_plan("other")) as gateway:
+        answer = await gateway.submit(request(max_tokens=4000))
+        pid = worker_pid(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        for num_tokens in (20, 40):
+            await ask(gateway, request(model="other"))
+            await until(functools.partial(has_drawn, gateway, "other", num_tokens))
+        monkeypatch.setattr(worker_process, "hang_limit_s", lambda plan: 0.6)
+        with pytest.raises(WorkerDied):
+            await gateway.worker_stats("toy")
+        last = (await collect(answer))[0][-1]
+        assert last.error is not None
+        assert "said nothing for 1 s, so it hung and was killed; it is being" in last.error.message
+        assert await asyncio.to_thread(is_gone, pid)
+        assert await ask(gateway, request())
 
 
 @pytest.mark.anyio

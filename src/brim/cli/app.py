@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 import brim
-from brim.cli import bench, config, models, ps, run, serve, stop
+from brim.cli import bench, config, convert, models, ps, run, serve, stop
 from brim.cli.errors import FAILED, INTERRUPTED, exit_code_of, report, say
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("serve")(serve.serve)
 app.command("ps")(ps.ps)
 app.command("stop")(stop.stop)
 app.command("models")(models.models)
+app.command("convert")(convert.convert)
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 
@@ -70,9 +71,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _bad_usage(error: TyperException) -> int:
-    """One sentence on what is wrong with the command line, and where to look."""
+    """One sentence on what is wrong with the command line, and where to look.
+
+    A group that was named without a command is answered with its help, as it stands.
+    """
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "brim"
+    if context is not None and error.message == context.get_help():
+        typer.echo(error.message, err=True)
+        return error.exit_code
     if text := " ".join(error.format_message().split()):
         say(f"{text.rstrip('.')}; see: {command} --help")
     return error.exit_code

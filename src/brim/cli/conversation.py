@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import itertools
 import sys
 from collections.abc import Iterable
@@ -13,12 +14,15 @@ from brim.core.answer import Delta, FinishReason, Timings
 from brim.core.plan import Plan
 from brim.core.request import Message, Request
 from brim.core.sampling import SamplingParams
-from brim.errors import BrimError
+from brim.errors import BrimError, ContextOverflow
 from brim.ledger.account import Account
 from brim.machine.reading import read_machine
 from brim.runtime.gateway import Gateway
 
 HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
+
+HOW_TO_GO_ON = "/clear starts anew"
+"""What helps in a conversation that has filled the window."""
 
 
 class Conversation:
@@ -75,10 +79,10 @@ class Conversation:
             await self._gateway.stop()
 
     async def answer(self, text: str) -> None:
-        """Print the answer to `text`, which joins the history with it.
+        """Print the answer to `text`, which joins the history with it if there was one.
 
         Raises:
-            BrimError: The answer could not be given, or broke off.
+            BrimError: The answer could not be given, or broke off; the history is as before.
         """
         assert self._gateway is not None
         asked = Message(role="user", content=text)
@@ -89,21 +93,32 @@ class Conversation:
             async for deltas in answer:
                 pieces += _print_text(deltas)
                 ended = deltas[-1]
-        finally:
+        except asyncio.CancelledError:
             # An answer that was stopped is still what was said.
-            said = Message(role="assistant", content="".join(pieces))
-            self._history += [asked, said]
+            self._remember(asked, pieces)
+            raise
+        finally:
             if pieces and not pieces[-1].endswith("\n"):
                 with contextlib.suppress(OSError):
                     sys.stdout.write("\n")
                     sys.stdout.flush()
         if ended is not None and ended.error is not None:
             raise ended.error.exception()
+        self._remember(asked, pieces)
         if ended is not None and ended.timings is not None:
             say(_summary(self._plan, ended.timings, ended.finish_reason))
 
+    def _remember(self, asked: Message, pieces: list[str]) -> None:
+        """Keep a turn; a question without an answer would only confuse the model."""
+        if said := "".join(pieces):
+            self._history += [asked, Message(role="assistant", content=said)]
+
     def converse(self, runner: asyncio.Runner) -> None:
         """Read turns from the terminal and answer them until the reader leaves."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A stray byte must not end the conversation; in some locales it is an error, in others
+            # a lone surrogate, which no worker takes.
+            sys.stdin.reconfigure(errors="replace")
         note = f"{self._plan.model.name} is ready; {HELP}"
         while True:
             try:
@@ -130,6 +145,8 @@ class Conversation:
             runner.run(self.answer(text))
         except KeyboardInterrupt:
             say("stopped")
+        except ContextOverflow as error:
+            say(f"{sentence(error)}; {HOW_TO_GO_ON}" if self._history else sentence(error))
         except BrimError as error:
             say(sentence(error))
 
@@ -168,7 +185,10 @@ def _summary(plan: Plan, timings: Timings, reason: FinishReason | None) -> str:
     num_tokens, decode_s = timings.num_completion_tokens, timings.decode_s
     # The first token comes out of the prefill; decode time is for those after it.
     speed = f" at {(num_tokens - 1) / decode_s:.1f} tok/s" if num_tokens > 1 and decode_s else ""
-    cut = "; cut at its longest, see -n" if reason is FinishReason.LENGTH else ""
+    cut = ""
+    if reason is FinishReason.LENGTH:
+        is_full = timings.num_prompt_tokens + num_tokens >= plan.context_tokens
+        cut = "; cut, for the context is full" if is_full else "; cut at its longest, see -n"
     return (
         f"{plan.model.name} ({plan.engine}): {timings.num_prompt_tokens} prompt tokens in "
         f"{timings.prefill_s:.2f} s, {num_tokens} tokens{speed}{cut}"

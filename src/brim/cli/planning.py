@@ -1,5 +1,9 @@
 """From what was asked on the command line to a plan; shared by `run` and `serve`."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
 from brim.config.tree import Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Objective, Plan, Verdict
@@ -14,11 +18,47 @@ DEMO = "demo"
 HOW_TO_GET_A_MODEL = "for a real one: -m FILE.gguf or -m hf:ORG/REPO"
 
 
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+"""Names that a model may be served under; no slash, so that a path is not taken for one."""
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """The name in NAME=REF, if there is one, and the reference.
+
+    A file whose path contains '=' is that file.
+
+    Raises:
+        ConfigError: What stands before the '=' is no name, and there is no such file.
+
+    Example:
+        >>> split_name("small=demo"), split_name("hf:ORG/REPO")
+        (('small', 'demo'), (None, 'hf:ORG/REPO'))
+    """
+    name, separator, reference = text.partition("=")
+    if not separator or text.startswith("hf:") or _exists(text):
+        return None, text
+    if not MODEL_NAME.fullmatch(name):
+        raise ConfigError(
+            f"there is no file '{text:.200}', and '{name:.100}' is no name for a model: "
+            "give NAME=REF with a NAME of letters, digits and . _ : -",
+            param="model",
+        )
+    return name, reference
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a path, or no such user's home
+        return False
+
+
 def plan_model(
     reference: str,
     machine: MachineSpec,
     settings: Settings,
     *,
+    name: str | None = None,
     engine: str | None = None,
     objective: Objective | None = None,
     context_tokens: int | None = None,
@@ -30,6 +70,7 @@ def plan_model(
         reference: What the user typed.
         machine: A fresh reading.
         settings: The settings.
+        name: What clients will call it; by the reference unless given.
         engine: By the model's format unless given.
         objective: By the settings unless given.
         context_tokens: A wish, which must suit the model; the setting's value gives way to it.
@@ -38,7 +79,7 @@ def plan_model(
     Raises:
         BrimError: The model cannot be found or read, or a wish contradicts it.
     """
-    spec = resolve(reference)
+    spec = resolve(reference, name=name)
     suits = ENGINE_OF_FORMAT.get(spec.format)
     if suits is None:
         raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
@@ -57,6 +98,23 @@ def plan_model(
         context_tokens=context_tokens,
         max_sequences=settings.models.max_sequences if max_sequences is None else max_sequences,
     )
+
+
+def check_names(plans: Sequence[Plan]) -> None:
+    """Refuse models that clients could not tell apart.
+
+    Raises:
+        ConfigError: Two have one name.
+    """
+    seen: set[str] = set()
+    for plan in plans:
+        if (name := plan.model.name) in seen:
+            where = plan.model.paths[0] if plan.model.paths else name
+            raise ConfigError(
+                f"two models are named '{name}'; give one another name: -m NAME={where}",
+                param="model",
+            )
+        seen.add(name)
 
 
 def room_note(grant: Grant) -> str:

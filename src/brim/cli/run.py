@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brim.core.sampling import MAX_SEED
+
 if TYPE_CHECKING:
     from brim.cli.conversation import Conversation
     from brim.config.tree import Settings
     from brim.core.plan import Plan
 
-MAX_SEED = 2**32 - 2
-"""llama.cpp's seeds are 32 bits wide, and the last value means "draw one"."""
+PIPE_PATIENCE_S = 1.0
+"""A pipe that is silent for longer may have nobody behind it; the reader should know of it."""
 
 
 def run(
@@ -59,6 +61,11 @@ def run(
     given = {"temperature": temperature, "seed": seed}
     wishes = {name: value for name, value in given.items() if value is not None}
     settings = load_settings().settings
+    if text is None and max_tokens is not None:
+        # The settings' bound gives way to the room that is left, which shrinks with every turn; a
+        # request's own bound is refused when it is too long.
+        models = msgspec.structs.replace(settings.models, answer_tokens=max_tokens)
+        settings, max_tokens = msgspec.structs.replace(settings, models=models), None
     conversation = Conversation(
         _plan(model, engine, context, settings),
         settings,
@@ -96,19 +103,31 @@ def _prompt(prompt: str | None, raw: bool) -> str | None:
         if raw:
             raise typer.BadParameter("--raw completes one text; give it as PROMPT or pipe it in")
         return None
-    parts = [part for part in (prompt, piped) if part and part.strip()]
+    # Bytes of the command line that are no UTF-8 come as lone surrogates, which nothing encodes.
+    typed = None if prompt is None else prompt.encode("utf-8", "surrogateescape")
+    asked = None if typed is None else typed.decode("utf-8", "replace")
+    parts = [part for part in (asked, piped) if part and part.strip()]
     if not parts:
         raise typer.BadParameter("there is nothing to answer; give a PROMPT or pipe one in")
     return "\n\n".join(parts)
 
 
 def _piped_input() -> str:
-    """What was piped or redirected in; nothing from /dev/null, a socket or another device."""
+    """What was piped or redirected in; nothing from /dev/null or another device.
+
+    Some programs give those they start a socket where a shell gives a pipe.
+    """
     import os
+    import select
     import stat
 
+    from brim.cli.errors import say
+
     mode = os.fstat(sys.stdin.fileno()).st_mode
-    if not stat.S_ISFIFO(mode) and not stat.S_ISREG(mode):
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        if not select.select([sys.stdin], [], [], PIPE_PATIENCE_S)[0]:
+            say("reading piped input; press Ctrl-D to end it")
+    elif not stat.S_ISREG(mode):
         return ""
     return sys.stdin.buffer.read().decode("utf-8", "replace")
 
@@ -123,7 +142,7 @@ def _plan(
     if model is None:
         say(f"no model was named, so the small demo answers; {planning.HOW_TO_GET_A_MODEL}")
     return planning.plan_model(
-        model or planning.DEMO,
+        planning.DEMO if model is None else model,
         read_machine(),
         settings,
         engine=engine,

@@ -11,7 +11,10 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="A .gguf file, hf:ORG/REPO[:QUANT], or demo; may be repeated."
+            "--model",
+            "-m",
+            help="A .gguf file, hf:ORG/REPO[:QUANT], or demo; NAME=REF has clients call it NAME; "
+            "may be repeated.",
         ),
     ] = None,
     context: Annotated[
@@ -53,8 +56,9 @@ def serve(
             say(f"no model was named, so the small demo is served; {planning.HOW_TO_GET_A_MODEL}")
         machine = read_machine()
         plans = [
-            planning.plan_model(name, machine, settings, context_tokens=context)
-            for name in model or [planning.DEMO]
+            planning.plan_model(reference, machine, settings, name=name, context_tokens=context)
+            for name, reference in map(planning.split_name, model or [planning.DEMO])
         ]
+        planning.check_names(plans)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serving.serve_until_signal(plans, settings, listener, force=force))

@@ -48,6 +48,8 @@ def _row(key: str, field: msgspec.inspect.Field) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
     return f"`{value.value if isinstance(value, enum.Enum) else value}`"
 
 
@@ -55,6 +57,8 @@ def _range(kind: Any) -> str:
     """The allowed values in words."""
     if isinstance(kind, msgspec.inspect.EnumType):
         return ", ".join(_text(member) for member in kind.cls)
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        return "list of texts; in the variable with commas between"
     low, high = getattr(kind, "ge", None), getattr(kind, "le", None)
     if low is not None and high is not None:
         return f"{low} to {high}"

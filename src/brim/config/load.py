@@ -122,7 +122,9 @@ def load_settings(
 
 
 def _converted(key: str, value: Any, origin: str, *, strict: bool) -> Any:
-    """The value as the tree's type has it; `strict` False also reads numbers from text."""
+    """The value as the tree's type has it; `strict` False also reads numbers and lists in text."""
+    if not strict and isinstance(value, str) and _is_list(key):
+        value = [item.strip() for item in value.split(",") if item.strip()]
     try:
         return msgspec.convert(value, _annotation(key), strict=strict)
     except msgspec.ValidationError as exc:
@@ -130,6 +132,13 @@ def _converted(key: str, value: Any, origin: str, *, strict: bool) -> Any:
         raise ConfigError(
             f"{origin}: {key} cannot be {value!r}: {reason[:1].lower()}{reason[1:]}", param=key
         ) from exc
+
+
+def _is_list(key: str) -> bool:
+    kind = all_fields()[key].type
+    if isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    return isinstance(kind, msgspec.inspect.VarTupleType)
 
 
 def _annotation(key: str) -> Any:

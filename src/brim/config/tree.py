@@ -7,6 +7,15 @@ from msgspec import Meta
 
 from brim.core.plan import Objective
 
+MAX_SETTING_S = 86_400
+"""A day: longer waits are mistakes, and infinity cannot be written as JSON."""
+
+HostName = Annotated[str, Meta(pattern=r"^([^\s/@:]+|[0-9a-fA-F:.]+)$")]
+"""Without scheme and port."""
+
+Origin = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^\s/]+$")]
+"""As browsers send it: scheme, host, and the port where it is not the scheme's own."""
+
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP server."""
@@ -19,7 +28,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 2746
     drain_limit_s: Annotated[
         float,
-        Meta(ge=0, description="Seconds that running answers get to finish when the server stops."),
+        Meta(
+            ge=0,
+            le=MAX_SETTING_S,
+            description="Seconds that running answers get to finish when the server stops.",
+        ),
     ] = 30.0
     max_body_bytes: Annotated[
         int,
@@ -31,6 +44,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 32 * 1024 * 1024
     """Millions of tokens of text, more than any window."""
+    allowed_hosts: Annotated[
+        tuple[HostName, ...],
+        Meta(
+            description="Names that clients may call the server by, besides those of this "
+            "machine's loopback; with any, a server on another address refuses all others."
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[Origin, ...],
+        Meta(description="Origins whose web pages may use the server, as `https://app.example`."),
+    ] = ()
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,12 +100,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         float,
         Meta(
             ge=0,
+            le=MAX_SETTING_S,
             description="Seconds before a worker that died is started again; doubles with each "
             "death in a row.",
         ),
     ] = 0.5
     restart_backoff_limit_s: Annotated[
-        float, Meta(ge=0, description="Longest wait before a restart, in seconds.")
+        float,
+        Meta(ge=0, le=MAX_SETTING_S, description="Longest wait before a restart, in seconds."),
     ] = 30.0
     deaths_before_quarantine: Annotated[
         int,

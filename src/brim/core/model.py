@@ -29,6 +29,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     trained_context_tokens: int
     feed_forward_size: int = 0
+    recurrent_state_bytes: int = 0
+    """What one sequence's state takes over all recurrent layers, however long the sequence is."""
     quant: str = ""
     """The recipe's name as the file gives it: F16, Q8_0, Q4_K_M, ..."""
     chat_template: str | None = None

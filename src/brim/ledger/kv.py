@@ -1,7 +1,5 @@
 """One model's KV pool, granted to admitted requests by the token."""
 
-from brim.errors import DoesNotFit
-
 
 class KvAccount:
     """Reservations against a pool; their sum never exceeds it.
@@ -28,16 +26,11 @@ class KvAccount:
     def reserve(self, request_id: str, num_tokens: int) -> bool:
         """Reserve tokens for a request; False where they are not free now.
 
-        Raises:
-            DoesNotFit: The pool could not hold them even if it were empty.
+        At most the whole pool: admission's `check_fits` tells the client of more, which would
+        never be free.
         """
         assert request_id not in self._reserved, f"{request_id} reserves twice"
-        assert num_tokens >= 0
-        if num_tokens > self.kv_tokens:
-            raise DoesNotFit(
-                f"the request needs {num_tokens} tokens of KV, the model's pool has "
-                f"{self.kv_tokens}; shorten the prompt or lower max_tokens"
-            )
+        assert 0 <= num_tokens <= self.kv_tokens
         if num_tokens > self.free_tokens:
             return False
         self._reserved[request_id] = num_tokens

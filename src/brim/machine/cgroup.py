@@ -61,12 +61,12 @@ def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:
         for directory in hierarchy.directories:
             if hierarchy.version == 2:
                 path = directory / "cpu.max"
-                words = _read(path).split()
+                words = read_text(path).split()
                 quota, period = words if len(words) == 2 else ("max", "0")
             else:
                 path = directory / "cpu.cfs_quota_us"
-                quota = _read(path).strip()
-                period = _read(directory / "cpu.cfs_period_us").strip()
+                quota = read_text(path).strip()
+                period = read_text(directory / "cpu.cfs_period_us").strip()
             # 'max' and -1 mean none.
             if quota.isdigit() and period.isdigit() and int(period):
                 found.append(CpuQuota(int(quota) / int(period), str(path)))
@@ -76,7 +76,7 @@ def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:
 def hierarchies(controller: str, root: Path = Path("/")) -> Iterator[Hierarchy]:
     """The version 2 hierarchy, and the version 1 one of the controller, as far as mounted."""
     mounts = list(_mounts(root))
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         version = 2 if number == "0" and not controllers else 1
@@ -90,7 +90,7 @@ def hierarchies(controller: str, root: Path = Path("/")) -> Iterator[Hierarchy]:
 
 def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
     """(file system, its options, root of the mount, mount point) of every cgroup mount."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
         before, separator, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if separator and len(fields) >= 5 and len(kind) >= 3 and kind[0].startswith("cgroup"):
@@ -118,17 +118,18 @@ def _upwards(root: Path, mount_point: str, mounted: str, group: str) -> Iterator
 
 
 def _number(path: Path) -> int | None:
-    text = _read(path).strip()
+    text = read_text(path).strip()
     return int(text) if text.isdigit() else None
 
 
 def _pairs(path: Path) -> dict[str, int]:
     """Values by name from lines such as 'inactive_file 4096'."""
-    words = [line.split() for line in _read(path).splitlines()]
+    words = [line.split() for line in read_text(path).splitlines()]
     return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, empty where there is none."""
     try:
         return path.read_text()
     except OSError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from brim.core.machine import MachineSpec
+from brim.errors import ConfigError
 from brim.machine.process import ProcessMemory
 
 MIB = 1024 * 1024
@@ -19,6 +20,11 @@ MIB = 1024 * 1024
 RUSAGE_INFO_V4 = 4
 """Flavour of proc_pid_rusage, 296 bytes (bsd/sys/resource.h); the u64 fields used here follow."""
 RESIDENT_SIZE, PHYS_FOOTPRINT = 8, 9
+
+VM_STAT = "/usr/bin/vm_stat"
+
+VM_STAT_LIMIT_S = 5.0
+"""It answers in milliseconds, on a machine that swaps in a second or two."""
 
 Sysctl = Callable[[str], bytes | None]
 
@@ -57,14 +63,20 @@ def used_bytes(vm_stat: dict[str, int]) -> int:
     """What is in use as Activity Monitor counts it: app memory, wired and compressed.
 
     File pages and purgeable memory are given back on demand and do not count.
+
+    Raises:
+        ConfigError: A counter is missing; without it, memory in use would be promised again.
     """
-    pages = (
-        vm_stat.get("Anonymous pages", 0)
-        - vm_stat.get("Pages purgeable", 0)
-        + vm_stat.get("Pages wired down", 0)
-        + vm_stat.get("Pages occupied by compressor", 0)
-    )
-    return pages * vm_stat.get("page size", 0)
+    try:
+        pages = (
+            vm_stat["Anonymous pages"]
+            - vm_stat["Pages purgeable"]
+            + vm_stat["Pages wired down"]
+            + vm_stat["Pages occupied by compressor"]
+        )
+        return pages * vm_stat["page size"]
+    except KeyError as exc:
+        raise _vm_stat_fails(f"does not say {exc}") from exc
 
 
 def gpu_limit_bytes(sysctl: Sysctl, metal: Callable[[], int | None]) -> tuple[int | None, str]:
@@ -159,10 +171,20 @@ def _libsystem() -> Any:
 
 
 def _vm_stat() -> dict[str, int]:
-    result = subprocess.run(
-        ["/usr/bin/vm_stat"], capture_output=True, text=True, check=False, timeout=5
-    )
+    try:
+        result = subprocess.run(
+            [VM_STAT], capture_output=True, text=True, check=False, timeout=VM_STAT_LIMIT_S
+        )
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise _vm_stat_fails(f"cannot be asked ({exc})") from exc
     return parse_vm_stat(result.stdout)
+
+
+def _vm_stat_fails(what: str) -> ConfigError:
+    return ConfigError(
+        f"{VM_STAT} {what}, so nobody knows how much memory is free; run it by hand, and start "
+        "brim again when it answers"
+    )
 
 
 def _int(value: bytes | None) -> int | None:

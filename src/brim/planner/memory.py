@@ -141,7 +141,9 @@ def memory_terms(
     return MemoryTerms(
         weights_bytes=spec.weights_bytes,
         repacked_bytes=repacked_bytes(spec) if repack_weights else 0,
-        kv_bytes=kv_tokens * kv_bytes_per_token(spec, kv_type_k=kv_type_k, kv_type_v=kv_type_v),
+        # Recurrent states are of a fixed size and made for every sequence at once.
+        kv_bytes=kv_tokens * kv_bytes_per_token(spec, kv_type_k=kv_type_k, kv_type_v=kv_type_v)
+        + max_sequences * spec.recurrent_state_bytes,
         compute_bytes=llamacpp_compute_bytes(
             spec,
             kv_tokens=kv_tokens,

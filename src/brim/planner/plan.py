@@ -5,8 +5,10 @@ what is already loaded is the ledger's to say.
 """
 
 import functools
+from collections.abc import Callable
 
 from brim.core.machine import MachineSpec
+from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.errors import ConfigError
@@ -91,9 +93,7 @@ def make_plan(
         flash_attention=options.flash_attention,
         repack_weights=options.repack_weights,
     )
-    window, shared = pad_kv_tokens(context), pad_kv_tokens(_shared_pool(context, max_sequences))
-    extra_bytes = terms(kv_tokens=shared).total_bytes - terms(kv_tokens=window).total_bytes
-    kv_tokens = shared if extra_bytes * MAX_POOL_EXTRA_OF_RAM <= machine.ram_bytes else window
+    kv_tokens, pool_reason = _pool(context, max_sequences, machine, terms)
     environment, environment_reason = _environment(engine, num_threads, exact_profile)
     return Plan(
         model=spec,
@@ -113,7 +113,7 @@ def make_plan(
         memory=terms(kv_tokens=kv_tokens),
         reasons={
             "context_tokens": context_reason,
-            "kv_tokens": _pool_reason(kv_tokens, window, shared, max_sequences),
+            "kv_tokens": pool_reason,
             "max_batch_tokens": "one micro batch a step: a second would only lengthen the stall of "
             "decoding sequences",
             "micro_batch_tokens": "llama.cpp's default; scratch memory grows with every row",
@@ -144,21 +144,24 @@ def _context(spec: ModelSpec, asked: int | None) -> tuple[int, str]:
     return asked, f"asked for; the model was trained on {trained} tokens"
 
 
-def _shared_pool(context: int, max_sequences: int) -> int:
-    """Cells that suit `max_sequences` short conversations, and one that fills the window."""
-    shared = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
-    return max(context, shared)
+def _pool(
+    context: int, max_sequences: int, machine: MachineSpec, terms: Callable[..., MemoryTerms]
+) -> tuple[int, str]:
+    """Cells that suit `max_sequences` short conversations and one that fills the window, and why.
 
-
-def _pool_reason(kv_tokens: int, window: int, shared: int, max_sequences: int) -> str:
-    if kv_tokens == window:
-        if shared == window:
-            return "one full window, which all sequences share"
-        return (
+    `terms` gives the bytes of the model with `kv_tokens` cells.
+    """
+    sharing = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
+    window, shared = pad_kv_tokens(context), pad_kv_tokens(max(context, sharing))
+    if shared == window:
+        return window, "one full window, which all sequences share"
+    extra_bytes = terms(kv_tokens=shared).total_bytes - terms(kv_tokens=window).total_bytes
+    if extra_bytes * MAX_POOL_EXTRA_OF_RAM > machine.ram_bytes:
+        return window, (
             f"one full window, shared; {shared} tokens for {max_sequences} sequences would cost "
             f"over 1/{MAX_POOL_EXTRA_OF_RAM} of RAM more"
         )
-    return (
+    return shared, (
         f"{SHARED_TOKENS_PER_SEQUENCE} tokens for each of {max_sequences} sequences, at most "
         f"{MAX_POOL_WINDOWS} windows; all share them, so that one may fill its window"
     )
@@ -192,22 +195,23 @@ def _environment(engine: str, num_threads: int, exact_profile: bool) -> tuple[di
 def largest_context(plan: Plan, machine: MachineSpec, budget_bytes: int) -> int | None:
     """The longest window for which this model would be planned within `budget_bytes`.
 
-    A multiple of 256 below the plan's own, everything else as it is; None where none fits.
+    A multiple of 256 below the plan's own, with the pool that suits it and everything else as it
+    is; None where none fits.
     """
+    terms = functools.partial(
+        memory_terms,
+        plan.model,
+        engine=plan.engine,
+        max_sequences=plan.max_sequences,
+        kv_type_k=plan.kv_type_k,
+        kv_type_v=plan.kv_type_v,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        flash_attention=plan.flash_attention,
+        repack_weights=plan.repack_weights,
+    )
     fitting = None
     for context in range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS):
-        # Planned anew, because a smaller window may come with a larger pool for all sequences.
-        again = make_plan(
-            plan.model,
-            machine,
-            engine=plan.engine,
-            objective=plan.objective,
-            context_tokens=context,
-            max_sequences=plan.max_sequences,
-            kv_type=plan.kv_type_k,
-            flash_attention=plan.flash_attention,
-            threads=plan.num_threads,
-        )
-        if again.memory.total_bytes <= budget_bytes:
+        kv_tokens, _ = _pool(context, plan.max_sequences, machine, terms)
+        if terms(kv_tokens=kv_tokens).total_bytes <= budget_bytes:
             fitting = context
     return fitting

@@ -16,6 +16,9 @@ from brim.registry.gguf_header import GgufArray, GgufHeader, read_gguf_header
 SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """How llama.cpp names the parts of a split file; it finds the others by it."""
 
+RECURRENT_TENSOR = re.compile(r"blk\.(\d+)\.(ssm_|time_mix_|shortconv)")
+"""Hybrids say in many ways which layers are recurrent; those that are have such weights."""
+
 MAX_PARTS = 1_000
 """Parts of one model; the largest published ones have under a hundred."""
 
@@ -123,6 +126,7 @@ class _Description:
             vocab_size=self.vocab_size(),
             trained_context_tokens=self.count("context_length"),
             feed_forward_size=max(self.per_layer("feed_forward_length", num_layers, default=0)),
+            recurrent_state_bytes=self.recurrent_state_bytes(hidden_size),
             quant=self.quant(),
             chat_template=self.text("tokenizer.chat_template"),
             license=self.text("general.license"),
@@ -183,6 +187,28 @@ class _Description:
         if isinstance(interval, int) and interval > 1:
             return tuple(n if i % interval == 0 else 0 for i, n in enumerate(kv_heads, start=1))
         return kv_heads
+
+    def recurrent_state_bytes(self, hidden_size: int) -> int:
+        """What one sequence keeps in the recurrent layers: f32 whatever the KV type is.
+
+        Source: `n_embd_r` and `n_embd_s` of llama.cpp's llama-hparams.cpp, for RWKV, LFM2 and all
+        that have Mamba's keys (Mamba, Jamba, Qwen3-Next, ...).
+        """
+        names = (tensor.name for tensor in self.tensors)
+        layers = {match[1] for name in names if (match := RECURRENT_TENSOR.match(name))}
+        head_size = self.count("wkv.head_size", default=0)
+        cache = self.count("shortconv.l_cache", default=0)
+        if head_size:
+            num_values = hidden_size * (self.count("token_shift_count", default=2) + head_size)
+        elif cache:
+            num_values = hidden_size * (cache - 1)
+        else:
+            inner = self.count("ssm.inner_size", default=0)
+            state = self.count("ssm.state_size", default=0)
+            kernel = self.count("ssm.conv_kernel", default=0)
+            convolved = inner + 2 * self.count("ssm.group_count", default=0) * state
+            num_values = max(0, kernel - 1) * convolved + state * inner
+        return len(layers) * num_values * 4
 
     def vocab_size(self) -> int:
         tokens = self.metadata.get("tokenizer.ggml.tokens")

@@ -332,5 +332,8 @@ def _what_it_is(start: bytes) -> str:
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "it is a web page; download the file itself, not the page about it"
     if start[8:9] == b"{":
-        return "it looks like a safetensors file; convert its directory with brim convert"
+        return (
+            "it looks like a safetensors file; convert its directory: "
+            "brim convert MODEL_DIR OUT.gguf"
+        )
     return f"it begins with {start[:4]!r}, not {MAGIC!r}; download it again"

@@ -43,7 +43,7 @@ def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubF
     if not groups:
         raise NotFound(
             f"{reference} has no .gguf files; look for a repository of the model whose name ends "
-            "in GGUF, or convert it with brim convert"
+            "in GGUF, or download it and convert it: brim convert MODEL_DIR OUT.gguf"
         )
     matches: list[str] = []
     for wanted in [quant] if quant else PREFERRED_QUANTS:

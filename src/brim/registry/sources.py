@@ -1,6 +1,7 @@
 """From what a user types to a `ModelSpec`: paths, the built-in models, and the Hugging Face hub."""
 
 import os
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -58,9 +59,11 @@ def resolve(reference: str, *, name: str | None = None, hub: Hub | None = None) 
     Raises:
         NotFound: Nothing has that name.
         ModelFileError: The file is damaged, incomplete or of another kind.
-        InvalidRequest: A directory or an unclear quant was named.
+        InvalidRequest: A directory or an unclear quant was named, or a path that is no text.
         BrimError: What `Hub.fetch` raises.
     """
+    if not reference.strip():
+        raise NotFound(f"no model was named; give {FORMS}")
     if reference == "toy":
         return msgspec.structs.replace(TOY, name=name or TOY.name)
     if reference == "demo":
@@ -72,7 +75,9 @@ def resolve(reference: str, *, name: str | None = None, hub: Hub | None = None) 
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as exc:  # too long for a path, or no such user's home
         raise NotFound(f"there is no model '{reference:.80}' ({exc!s:.80}); give {FORMS}") from exc
-    if is_directory and reference:
+    if is_directory or is_file:
+        _check_is_text(path)
+    if is_directory:
         raise InvalidRequest(_about_directory(path))
     if is_file or path.suffix.lower() == ".gguf":
         return describe_gguf(path, name)
@@ -105,9 +110,25 @@ def _described(reference: str, path: Path, name: str | None) -> LocalModel:
         return LocalModel(reference=reference, path=os.fspath(path), problem=exc.message)
 
 
+def _check_is_text(path: Path) -> None:
+    """Refuse a path that cannot be sent to a worker or shown in JSON, both of which are UTF-8.
+
+    Raises:
+        InvalidRequest: A byte of it is no UTF-8.
+    """
+    whole = os.fspath(path.absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as exc:
+        shown = os.fsencode(whole).decode("utf-8", "backslashreplace")
+        raise InvalidRequest(f"the path {shown} is not UTF-8; rename or link it") from exc
+
+
 def _about_directory(path: Path) -> str:
     if models := sorted(path.glob("*.gguf")):
         return f"{path} is a directory; name the file in it, for example {models[0]}"
     if (path / "config.json").is_file():
-        return f"{path} is a safetensors model; convert it first: brim convert {path}"
+        out = f"{path.resolve().name}.gguf"
+        command = f"brim convert {shlex.quote(str(path))} {shlex.quote(out)}"
+        return f"{path} is a safetensors model; convert it first: {command}"
     return f"{path} is a directory without models; give {FORMS}"

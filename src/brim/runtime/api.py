@@ -1,7 +1,7 @@
 """What the gateway offers to servers and commands: the seam between HTTP and everything below.
 
-`Gateway` (gateway.py) implements it with worker processes; nothing above imports more than this
-and `Gateway`'s constructor.
+`Gateway` (gateway.py) implements it with worker processes; of this package nothing above imports
+more than this and `Gateway`'s constructor.
 """
 
 from collections.abc import AsyncIterator

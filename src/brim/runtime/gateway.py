@@ -4,7 +4,6 @@ Owns the order of things at start and stop; implements `runtime.api.Runtime`.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from brim.config.tree import Settings
@@ -57,7 +56,7 @@ class Gateway:
                 raise ConfigError(f"two models are named '{plan.model.name}'; rename one")
             self._hosts[plan.model.name] = ModelHost(plan, settings)
         self._granted: dict[str, Grant] = {}
-        self._measuring: asyncio.Task[None] | None = None
+        self._measuring: list[asyncio.Task[None]] = []
         self._is_draining = False
 
     async def __aenter__(self) -> "Gateway":
@@ -97,7 +96,13 @@ class Gateway:
         except BaseException:
             await self.stop()
             raise
-        self._measuring = asyncio.get_running_loop().create_task(self._measure(), name="measuring")
+        # One task a model: one that hangs must not hide from us what the others hold.
+        self._measuring = [
+            asyncio.get_running_loop().create_task(
+                self._measure(name, host), name=f"measuring {name}"
+            )
+            for name, host in self._hosts.items()
+        ]
 
     async def submit(self, request: Request) -> StreamedAnswer:
         """See `runtime.api.Runtime.submit`."""
@@ -121,11 +126,10 @@ class Gateway:
     async def stop(self) -> None:
         """End answers and workers and give the grants back; safe more than once."""
         self._is_draining = True
-        if self._measuring is not None:
-            self._measuring.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._measuring
-            self._measuring = None
+        for measuring in self._measuring:
+            measuring.cancel()
+        await asyncio.gather(*self._measuring, return_exceptions=True)
+        self._measuring.clear()
         await asyncio.gather(*(host.stop() for host in self._hosts.values()))
         for name in self._granted:
             self._account.release(name)
@@ -138,11 +142,13 @@ class Gateway:
             raise NotFound(f"no model '{model}' is served; served: {served}", param="model")
         return host
 
-    async def _measure(self) -> None:
-        """Keep the account true: what a worker is seen to hold counts where it is more."""
+    async def _measure(self, name: str, host: ModelHost) -> None:
+        """Keep the account true: what a worker is seen to hold counts where it is more.
+
+        A worker that hangs is found here as well, whether or not anyone waits for its answers.
+        """
         while True:
-            for name, host in self._hosts.items():
-                await host.measure()
-                if host.resident_bytes is not None:
-                    self._account.reconcile(name, host.resident_bytes)
+            await host.measure()
+            if host.resident_bytes is not None:
+                self._account.reconcile(name, host.resident_bytes)
             await asyncio.sleep(MEASURE_PERIOD_S)

@@ -23,8 +23,9 @@ class KvQueue:
     async def acquire(self, request_id: str, num_tokens: int) -> None:
         """Wait until the tokens are reserved; cancelling the wait leaves nothing behind.
 
+        At most the whole pool: `check_fits` refuses more.
+
         Raises:
-            DoesNotFit: The whole pool is smaller.
             BrimError: What `refuse_all` was given meanwhile.
         """
         if not self._waiting and self._account.reserve(request_id, num_tokens):

@@ -35,10 +35,6 @@ from brim.worker.protocol import Stats
 MAX_RETRY_AFTER_S = 60.0
 """Longer advice than a minute would be a guess about other clients."""
 
-NUM_PREPARATIONS = 2
-"""A request whose worker dies before it was started is prepared once more: nothing of it has
-happened yet.  Not more often, lest a prompt that kills workers take three of them."""
-
 
 class Running(NamedTuple):
     """A started request: its answer, and the worker that owes it."""
@@ -107,12 +103,13 @@ class ModelHost:
         check_choices(request.num_choices, self.plan)
         self._num_submitting += 1
         try:
-            for _ in range(NUM_PREPARATIONS - 1):
-                worker = await self._supervisor.worker()
-                try:
-                    return await self._admit(worker, request)
-                except WorkerDied:
-                    self._check_draining()
+            worker = await self._supervisor.worker()
+            try:
+                return await self._admit(worker, request)
+            except WorkerDied:
+                # It was not started: nothing of it has happened yet, so it is prepared once more.
+                # Not more often, lest a prompt that kills workers take three of them.
+                self._check_draining()
             return await self._admit(await self._supervisor.worker(), request)
         finally:
             self._num_submitting -= 1

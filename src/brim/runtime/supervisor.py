@@ -6,6 +6,7 @@ Owns the process's life and the model's state.  What the worker owed when it die
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from brim.runtime.api import ModelState
 from brim.runtime.worker_process import Deltas, WorkerProcess
 from brim.telemetry.events import log_event
 from brim.worker.protocol import Loaded
+
+_log = logging.getLogger(__name__)
 
 RESTART_WAIT_S = 5.0
 """How long a request waits for a worker that died once: the first back-off and most loads are
@@ -154,6 +157,14 @@ class Supervisor:
                 self._worker = worker = await self._launch()
             except BrimError as error:
                 death = error
+            except Exception as exc:
+                # Whatever it was, the model must stay looked after: back-off and quarantine bound
+                # how often it is tried.
+                _log.exception("restarting the worker of '%s' failed", self._plan.model.name)
+                death = EngineError(
+                    f"the worker of model '{self._plan.model.name}' could not be started again: "
+                    f"{type(exc).__name__}: {exc}"
+                )
             else:
                 log_event("worker_restarted", model=self._plan.model.name, pid=worker.pid)
                 death = await worker.wait_dead()

@@ -5,11 +5,9 @@ Owns the process and its socket.  Restarting it and the answers it owes are mode
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 from brim.core.answer import Delta
@@ -17,13 +15,9 @@ from brim.core.plan import Plan
 from brim.core.request import Request
 from brim.errors import BrimError, EngineError, WorkerDied
 from brim.runtime.connection import Connection
+from brim.runtime.worker_limits import HELLO_LIMIT_S, hang_limit_s, load_limit_s
+from brim.runtime.worker_start import exit_in_words, start_process
 from brim.worker import protocol
-
-HELLO_LIMIT_S = 60.0
-"""For an interpreter and its imports: a second or two, many more on a machine that swaps."""
-
-SLOWEST_LOAD_BYTES_PER_S = 50_000_000
-"""Half of what a spinning disk reads; a load slower than this (after HELLO_LIMIT_S) hangs."""
 
 SHUTDOWN_LIMIT_S = 5.0
 """For a step to end and the backend to free its memory; then the process is killed."""
@@ -35,6 +29,10 @@ news after that long at most, a worker that still lives is killed."""
 STDERR_LIMIT_S = 0.2
 """For the last of its stderr; a process that the backend started could hold the pipe open."""
 
+NUM_HANG_SLICES = 10
+"""A silence is waited for in this many parts, so that a gateway that was itself suspended takes its
+own pause for one part of the worker's silence and not for all of it."""
+
 MAX_STDERR_BYTES = 16 * 1024
 """Kept of what the backend writes, for the reason of a death: a few screens."""
 
@@ -44,41 +42,23 @@ MAX_QUOTED_CHARS = 200
 Deltas = tuple[tuple[int, Delta], ...]
 A = TypeVar("A")
 
-_INHERITED = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV"}
-)
-_INHERITED_PREFIXES = ("LC_", "PYTHON", "LD_", "DYLD_", "CUDA_", "XDG_")
-
-
-def worker_environment(plan: Plan, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment: what any process needs, and what the plan has chosen.
-
-    Nothing else comes along: a thread setting left in someone's shell would change what the plan
-    has measured.
-    """
-    kept = {
-        name: value
-        for name, value in inherited.items()
-        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
-    return kept | plan.environment
-
 
 class WorkerProcess:
     """A running worker; `spawn` makes it, and its memory is free when `wait_reaped` returns.
 
     Args:
         process: The child.
-        name: The model's name, for messages.
+        plan: How its model is loaded.
         on_deltas: Called with what each `Steps` frame carries; must not block.
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, name: str, on_deltas: Callable[[Deltas], None]
+        self, process: asyncio.subprocess.Process, plan: Plan, on_deltas: Callable[[Deltas], None]
     ) -> None:
         loop = asyncio.get_running_loop()
         self._process = process
-        self._name = name
+        self._plan = plan
+        self._name = plan.model.name
         self._on_deltas = on_deltas
         self._connection = Connection(self._on_frame, self._on_lost)
         self._hello: asyncio.Future[protocol.Hello] = loop.create_future()
@@ -88,7 +68,7 @@ class WorkerProcess:
         self._lost: asyncio.Future[str | None] = loop.create_future()
         self._death: asyncio.Future[WorkerDied] = loop.create_future()
         self._stderr = bytearray()
-        self._watching = loop.create_task(self._watch(), name=f"worker of {name}")
+        self._watching = loop.create_task(self._watch(), name=f"worker of {self._name}")
 
     @classmethod
     async def spawn(cls, plan: Plan, on_deltas: Callable[[Deltas], None]) -> "WorkerProcess":
@@ -99,23 +79,16 @@ class WorkerProcess:
 
         Raises:
             WorkerDied: It ended or stayed silent.
-            EngineError: The system has no room for a process, or it speaks another protocol.
+            EngineError: The system has no room for a process or its socket, or it speaks another
+                protocol.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs, contextlib.ExitStack() as undo:
-            undo.enter_context(ours)
-            ours.setblocking(False)
-            try:
-                process = await _start_process(plan, theirs.fileno())
-            except OSError as exc:
-                raise EngineError(
-                    f"no worker process could be started for model '{plan.model.name}': {exc}"
-                ) from exc
-            undo.pop_all()
-        worker = cls(process, plan.model.name, on_deltas)
         try:
-            loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(lambda: worker._connection, sock=ours)
+            worker = await cls._spawn_connected(plan, on_deltas)
+        except OSError as exc:
+            raise EngineError(
+                f"no worker process could be started for model '{plan.model.name}': {exc}"
+            ) from exc
+        try:
             hello = await worker._answer(worker._hello, HELLO_LIMIT_S)
             if hello.protocol_version != protocol.PROTOCOL_VERSION:
                 raise EngineError(
@@ -125,6 +98,26 @@ class WorkerProcess:
         except BaseException:
             await worker.kill()
             raise
+        return worker
+
+    @classmethod
+    async def _spawn_connected(
+        cls, plan: Plan, on_deltas: Callable[[Deltas], None]
+    ) -> "WorkerProcess":
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(ours)
+            with theirs:
+                ours.setblocking(False)
+                process = await start_process(plan, theirs.fileno())
+            worker = cls(process, plan, on_deltas)
+            try:
+                loop = asyncio.get_running_loop()
+                await loop.create_unix_connection(lambda: worker._connection, sock=ours)
+            except BaseException:
+                await worker.kill()
+                raise
+            undo.pop_all()
         return worker
 
     @property
@@ -144,11 +137,13 @@ class WorkerProcess:
             BrimError: What the engine said, as itself; WorkerDied where the process ended.
         """
         self._connection.send(protocol.Load(plan))
-        limit_s = HELLO_LIMIT_S + plan.model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
-        return await self._answer(self._loaded, limit_s)
+        return await self._answer(self._loaded, load_limit_s(plan))
 
     async def prepare(self, ticket: int, request: Request) -> int:
         """Tokens of the request's prompt; the worker holds it until `start` or `cancel`.
+
+        Has no limit of its own, since prompts wait for others: `stats`, which waits behind them,
+        finds a worker that hangs.
 
         Raises:
             BrimError: The template or the tokenizer refused it, as itself; or WorkerDied.
@@ -175,7 +170,7 @@ class WorkerProcess:
         self._connection.send(protocol.Cancel(ticket))
 
     async def stats(self) -> protocol.Stats:
-        """The worker's counters.
+        """The worker's counters; a worker that does not give them hangs, and is killed.
 
         Raises:
             WorkerDied: It ended.
@@ -183,6 +178,12 @@ class WorkerProcess:
         future: asyncio.Future[protocol.Stats] = self._new_future()
         self._stats.append(future)
         self._connection.send(protocol.GetStats())
+        limit_s = hang_limit_s(self._plan)
+        for _ in range(NUM_HANG_SLICES):
+            await asyncio.wait([future], timeout=limit_s / NUM_HANG_SLICES)
+            if future.done():
+                return future.result()
+        self._end(f"said nothing for {limit_s:.0f} s, so it hung and was killed")
         return await future
 
     async def wait_dead(self) -> WorkerDied:
@@ -203,10 +204,14 @@ class WorkerProcess:
 
     async def kill(self) -> None:
         """End it at once, and reap it."""
-        self._kill()
-        self._connection.abort()
-        self._on_lost(None)
+        self._end(None)
         await self.wait_reaped()
+
+    def _end(self, how: str | None) -> None:
+        """Kill it; `how` is what to say of it, where the exit code would not tell."""
+        self._kill()
+        _resolve(self._lost, how)
+        self._connection.abort()
 
     def _new_future(self) -> asyncio.Future[A]:
         if not self.is_connected:
@@ -246,17 +251,16 @@ class WorkerProcess:
         return True
 
     def _on_lost(self, violation: str | None) -> None:
-        _resolve(self._lost, violation)
+        _resolve(self._lost, None if violation is None else f"broke the protocol: {violation}")
 
     async def _watch(self) -> None:
         """Follow the process to its end, however it comes, and tell everyone who waits."""
         reading = asyncio.ensure_future(self._keep_stderr())
-        violation = await self._lost
+        how = await self._lost
         exit_code = await self._exit_code()
         await asyncio.wait([reading], timeout=STDERR_LIMIT_S)
         reading.cancel()
-        how = _exit_in_words(exit_code) if violation is None else f"broke the protocol: {violation}"
-        death = self._died(how + self._last_words(exit_code))
+        death = self._died((how or exit_in_words(exit_code)) + self._last_words(exit_code))
         self._death.set_result(death)
         _reject(self._hello, death)
         _reject(self._loaded, death)
@@ -298,22 +302,6 @@ class WorkerProcess:
         return WorkerDied(f"the worker of model '{self._name}' {how}", retry_after_s=1.0)
 
 
-async def _start_process(plan: Plan, fd: int) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",  # a file in the user's directory must not stand in for a module
-        "-m",
-        "brim.worker",
-        f"--fd={fd}",
-        f"--parent={os.getpid()}",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=(fd,),
-        env=worker_environment(plan, os.environ),
-    )
-
-
 def _resolve(future: asyncio.Future[A] | None, value: A) -> None:
     if future is not None and not future.done():
         future.set_result(value)
@@ -323,16 +311,3 @@ def _reject(future: asyncio.Future[A], error: BrimError) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # nobody need be waiting: without this the event loop complains
-
-
-def _exit_in_words(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "closed its connection and was killed"
-    if exit_code >= 0:
-        return f"exited with code {exit_code}"
-    if exit_code == -signal.SIGKILL:
-        return "was killed by signal 9 (SIGKILL), as the system does when memory runs out"
-    try:
-        return f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    except ValueError:
-        return f"was killed by signal {-exit_code}"

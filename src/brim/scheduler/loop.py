@@ -112,8 +112,8 @@ class Scheduler:
 
         Raises:
             ContextOverflow: The prompt fills the window, or `max_tokens` is over it.
-            DoesNotFit: It needs more KV than the whole pool.
-            InvalidRequest: It has no tokens, too many choices, or a ticket that is in use.
+            InvalidRequest: It has no tokens, too many choices, more KV than the whole pool, or a
+                ticket that is in use.
         """
         num_prompt_tokens = len(request.prompt_tokens)
         if num_prompt_tokens == 0:
@@ -375,11 +375,7 @@ class Scheduler:
         for choice in tuple(job.choices):
             self._close(choice)
         self._forget(job)
-        info = ErrorInfo.of(error)
-        self._deltas += [
-            (job.request.ticket, Delta(index=i, finish_reason=FinishReason.ERROR, error=info))
-            for i in range(job.request.num_choices)
-        ]
+        self._deltas += error_deltas(job.request.ticket, job.request.num_choices, error)
 
     def _close(self, choice: Choice) -> None:
         """Free a choice's sequence and take it out of whatever list it stands in."""
@@ -399,6 +395,15 @@ class Scheduler:
             self._waiting.remove(job)
         else:
             self._kv_tokens_reserved -= job.kv_tokens
+
+
+def error_deltas(ticket: int, num_choices: int, error: BrimError) -> Deltas:
+    """The ending of a request that never ran: the error, for every choice."""
+    info = ErrorInfo.of(error)
+    return [
+        (ticket, Delta(index=index, finish_reason=FinishReason.ERROR, error=info))
+        for index in range(num_choices)
+    ]
 
 
 def _reading_order(prefill: Prefill) -> tuple[int, int]:

@@ -7,12 +7,11 @@ import queue
 import threading
 import time
 
-from brim.core.answer import Delta, ErrorInfo, FinishReason
 from brim.core.plan import Plan
 from brim.core.step import StepPlan
 from brim.engine.base import Engine
 from brim.errors import BrimError
-from brim.scheduler.loop import Scheduler
+from brim.scheduler.loop import Scheduler, error_deltas
 from brim.scheduler.sequence import ScheduledRequest
 from brim.worker.outbox import Outbox
 from brim.worker.protocol import Cancel, GetStats, Shutdown, Stats
@@ -36,7 +35,7 @@ class WorkerLoop:
         self._scheduler = Scheduler(engine, plan)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._is_stopping = False
-        # Guards the three below; see `_abort_if_unwanted`.
+        # Guards the three below; see `_put_and_abort`.
         self._step_lock = threading.Lock()
         self._is_stepping = False
         self._cancelled: set[int] = set()
@@ -55,13 +54,13 @@ class WorkerLoop:
 
     def put(self, command: Command) -> None:
         """Hand over a command; it takes effect before the next step."""
-        # Queued before any abort: a step that fails must find the reason in the queue.
-        self._commands.put(command)
         if isinstance(command, (Cancel, Shutdown)):
-            self._abort_if_unwanted(command)
+            self._put_and_abort(command)
+        else:
+            self._commands.put(command)
 
-    def _abort_if_unwanted(self, command: Cancel | Shutdown) -> None:
-        """Stop the running step when nobody wants anything that it computes.
+    def _put_and_abort(self, command: Cancel | Shutdown) -> None:
+        """Queue the command, and stop the running step when nobody wants anything of it.
 
         Under the lock, so that the abort can never reach a later step: the loop takes it before and
         after each step, and an engine forgets an old abort when a step is submitted.
@@ -71,6 +70,9 @@ class WorkerLoop:
                 self._is_abandoned = True
             else:
                 self._cancelled.add(command.ticket)
+            # After the ticket was noted, for the loop forgets it when it takes the command; before
+            # any abort, for a step that fails must find the reason in the queue.
+            self._commands.put(command)
             if self._is_stepping and (
                 self._is_abandoned or self._scheduler.tickets_in_step() <= self._cancelled
             ):
@@ -156,12 +158,3 @@ class WorkerLoop:
             loop_cpu_s=time.thread_time() - self._loop_cpu_start_s,
             reader_cpu_s=self.reader_cpu_s,
         )
-
-
-def error_deltas(ticket: int, num_choices: int, error: BrimError) -> list[tuple[int, Delta]]:
-    """The ending of a request that never ran: the error, for every choice."""
-    info = ErrorInfo.of(error)
-    return [
-        (ticket, Delta(index=index, finish_reason=FinishReason.ERROR, error=info))
-        for index in range(num_choices)
-    ]

@@ -29,11 +29,6 @@ class Outbox:
         self.num_frames = 0
         """Frames begun, for Stats."""
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether part of a frame waits for the socket."""
-        return bool(self._unsent)
-
     def post(self, deltas: list[tuple[int, Delta]]) -> None:
         """Send one `Steps` frame, or keep the deltas where the last frame is still under way."""
         if not self._lock.acquire(blocking=False):

@@ -16,9 +16,10 @@ import msgspec
 from brim.core.plan import Plan
 from brim.core.request import Request
 from brim.errors import BrimError, EngineError
+from brim.scheduler.loop import error_deltas
 from brim.scheduler.sequence import ScheduledRequest
 from brim.worker import protocol
-from brim.worker.loop import WorkerLoop, error_deltas
+from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
 from brim.worker.prepare import PromptBuilder
 
@@ -26,6 +27,11 @@ _log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 64 * 1024
 """One read of the socket; frames are mostly far smaller, and prompts come in a few reads."""
+
+STACK_BYTES = 512 * 1024 * 1024
+"""llama.cpp splits text with std::regex, which recurses once for each character of an unbroken run:
+32,000 letters crashed a default stack with several pre-tokenizers, this one tokenised 131,072.
+Address space only: pages that are never touched are never there."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -60,6 +66,14 @@ class FrameThread(threading.Thread):
         """What requests need, once the model is loaded; before `Loaded` is sent."""
         self._prompts = prompts
         self._loop = loop
+
+    def start(self) -> None:
+        """Start reading, on a stack that a prompt cannot overflow."""
+        usual_bytes = threading.stack_size(STACK_BYTES)
+        try:
+            super().start()
+        finally:
+            threading.stack_size(usual_bytes)
 
     def run(self) -> None:
         """Read until the gateway is gone; a worker never outlives it.

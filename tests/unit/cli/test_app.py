@@ -16,7 +16,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     """The help lists the subcommands and ends well."""
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("run", "serve", "ps", "stop", "models", "bench", "config"):
+    for command in ("run", "serve", "ps", "stop", "models", "convert", "bench", "config"):
         assert f"\n  {command} " in out
 
 
@@ -24,6 +24,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """--version prints the version and nothing else."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"brim {brim.__version__}\n"
+
+
+@pytest.mark.parametrize("group", [[], ["config"], ["bench"]])
+def test_a_group_without_a_command_prints_its_help(
+    capsys: pytest.CaptureFixture[str], group: list[str]
+) -> None:
+    """Whoever names no command reads the same help as --help gives, line by line, and gets 2."""
+    assert main([*group, "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert main(group) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", help_text)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +47,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--seed", "many", "x"], "'--seed'"),
         (["serve", "--objective", "speed"], "'--objective'"),
         (["config", "set"], "No such command 'set'"),
+        (["convert", "model.gguf", "a-checkpoint"], "must end in .gguf, not be 'a-checkpoint'"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_2(

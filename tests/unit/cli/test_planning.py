@@ -1,9 +1,11 @@
 """From the command line's wishes to a plan."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from brim.cli.planning import plan_model
+from brim.cli.planning import check_names, plan_model, split_name
 from brim.config.tree import ModelSettings, Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Objective
@@ -48,3 +50,45 @@ def test_engine_must_suit_the_format() -> None:
     assert plan_model("toy", MACHINE, SETTINGS, engine="toy").engine == "toy"
     with pytest.raises(ConfigError, match="the toy engine does not load gguf models"):
         plan_model("demo", MACHINE, SETTINGS, engine="toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("demo", (None, "demo")),
+        ("mine=demo", ("mine", "demo")),
+        ("llama3:8b=hf:ORG/REPO:Q8_0", ("llama3:8b", "hf:ORG/REPO:Q8_0")),
+        ("mine=/models/t=0.gguf", ("mine", "/models/t=0.gguf")),
+        ("hf:ORG/REPO:t=0", (None, "hf:ORG/REPO:t=0")),
+        ("mine=", ("mine", "")),
+    ],
+)
+def test_a_reference_may_bring_its_name(text: str, expected: tuple[str | None, str]) -> None:
+    """NAME=REF is split at the first '=', and a hub reference never is."""
+    assert split_name(text) == expected
+
+
+def test_a_file_whose_path_contains_an_equals_sign_is_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What exists is taken as it stands, even where it could be a name and a reference."""
+    (tmp_path / "t=demo").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert split_name("t=demo") == (None, "t=demo")
+    assert split_name(f"{tmp_path}/t=demo") == (None, f"{tmp_path}/t=demo")
+
+
+@pytest.mark.parametrize("text", ["=demo", "/no/where/t=0.gguf", "my model=demo", "é=demo"])
+def test_what_is_neither_name_nor_file_is_refused(text: str) -> None:
+    """The sentence says what a name may hold."""
+    with pytest.raises(ConfigError, match=r"give NAME=REF with a NAME of letters, digits"):
+        split_name(text)
+
+
+def test_models_of_one_name_are_told_apart_by_naming_them() -> None:
+    """Two plans of one name are refused with the form that gives one another."""
+    demo, other = (plan_model("demo", MACHINE, SETTINGS, name=name) for name in (None, "other"))
+    check_names([demo, other])
+    assert other.model.name == "other"
+    with pytest.raises(ConfigError, match=r"two models are named 'demo'; .* -m NAME=/.*demo\.gguf"):
+        check_names([demo, demo])

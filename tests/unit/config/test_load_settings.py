@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from brim.config.load import LoadedSettings, load_settings
+from brim.config.load import LoadedSettings, all_fields, load_settings
 from brim.config.tree import Settings
 from brim.core.plan import Objective
 from brim.errors import ConfigError
@@ -105,6 +106,10 @@ def test_unknown_variable_names_nearest(tmp_path: Path) -> None:
         ("[server]\nport = true\n", "server.port cannot be True"),
         ("[models]\nobjective = 'fast'\n", "models.objective cannot be 'fast'"),
         ("[worker]\nrestart_backoff_s = -1\n", "worker.restart_backoff_s cannot be -1"),
+        ("[server]\ndrain_limit_s = inf\n", "server.drain_limit_s cannot be inf: expected"),
+        ("[server]\ndrain_limit_s = nan\n", "server.drain_limit_s cannot be nan: expected"),
+        ("[worker]\nrestart_backoff_s = inf\n", "expected `float` <= 86400"),
+        ("[worker]\nrestart_backoff_limit_s = 86401.0\n", "expected `float` <= 86400"),
     ],
 )
 def test_wrong_value_names_key_and_reason(tmp_path: Path, text: str, reason: str) -> None:
@@ -129,3 +134,14 @@ def test_named_file_must_exist(tmp_path: Path) -> None:
     """BRIM_CONFIG that names no file is an error, while a missing default file is not."""
     with pytest.raises(ConfigError, match="which is not a file"):
         load_settings(environment={"BRIM_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_every_float_has_a_finite_bound() -> None:
+    """No setting can be infinite: JSON has no such number, and state files are JSON."""
+    floats = {
+        key: kind
+        for key, field in all_fields().items()
+        if isinstance(kind := getattr(field.type, "type", field.type), msgspec.inspect.FloatType)
+    }
+    assert "server.drain_limit_s" in floats
+    assert [key for key, kind in floats.items() if kind.le is None and kind.lt is None] == []

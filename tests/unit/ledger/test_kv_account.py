@@ -1,8 +1,5 @@
 """A model's KV pool, granted by the token."""
 
-import pytest
-
-from brim.errors import DoesNotFit
 from brim.ledger.kv import KvAccount
 
 
@@ -23,11 +20,3 @@ def test_release_is_exact() -> None:
     account.release("a")
     account.release("a")
     assert account.free_tokens == 90
-
-
-def test_what_never_fits_is_refused_for_good() -> None:
-    """More than the whole pool is an error with both numbers, not a 'later'."""
-    account = KvAccount(100)
-    with pytest.raises(DoesNotFit, match="needs 101 tokens of KV, the model's pool has 100"):
-        account.reserve("a", 101)
-    assert account.free_tokens == 100

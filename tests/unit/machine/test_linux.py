@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from brim.machine.cgroup import cpu_quota, memory_groups
-from brim.machine.linux import parse_kib_lines, process_memory, read_linux
+from brim.machine.linux import parse_kib_lines, process_memory, read_linux, resident_bytes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GIB = 1024**3
@@ -196,3 +196,12 @@ def test_slow_cores_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     spec = read_linux(root)
     assert (spec.performance_cores, spec.name) == (4, "X")
+
+
+def test_resident_memory_comes_from_the_kernels_counters(tmp_path: Path) -> None:
+    """VmRSS in bytes, and nothing where the process is gone or says nothing."""
+    files = {"proc/7/status": "Name:\tx\nVmRSS:\t  1200 kB\n", "proc/8/status": "Name:\tkernel\n"}
+    root = tree(tmp_path, files)
+    assert resident_bytes(7, root) == 1200 * 1024
+    assert resident_bytes(8, root) is None
+    assert resident_bytes(9, root) is None

@@ -2,16 +2,19 @@
 
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from brim.errors import ConfigError
 from brim.machine.macos import (
     Sysctl,
     gpu_limit_bytes,
     parse_vm_stat,
     performance_cores,
     process_memory,
+    read_macos,
     sysctl_bytes,
     used_bytes,
 )
@@ -44,10 +47,28 @@ def test_used_memory_is_app_wired_and_compressed() -> None:
     assert used_bytes(parse_vm_stat(VM_STAT)) == pages * 16384
 
 
-def test_broken_vm_stat_means_nothing_used() -> None:
-    """Output that is no vm_stat gives no counters instead of wrong ones."""
-    assert parse_vm_stat("command not found") == {}
-    assert used_bytes({}) == 0
+@pytest.mark.parametrize("lost", ["Anonymous pages", "Pages wired down", "page size of"])
+def test_broken_vm_stat_is_refused(lost: str) -> None:
+    """Without one of its counters nobody knows what is free, and nothing may be promised."""
+    broken = "".join(line for line in VM_STAT.splitlines(True) if lost not in line)
+    with pytest.raises(ConfigError, match=r"vm_stat does not say .*run it by hand"):
+        used_bytes(parse_vm_stat(broken))
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("no such file"), subprocess.TimeoutExpired("vm_stat", 5)]
+)
+def test_vm_stat_that_does_not_answer_is_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A missing or hanging command names itself and says what to do."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(ConfigError, match=r"vm_stat cannot be asked .*run it by hand"):
+        read_macos()
 
 
 @pytest.mark.parametrize(("file", "cores"), [("sysctl_m6.txt", 6), ("sysctl_m3max.txt", 12)])

@@ -189,3 +189,12 @@ def test_largest_context_fits_and_the_next_does_not(
     assert planned(context).memory.total_bytes <= budget
     assert planned(context + 256).memory.total_bytes > budget
     assert largest_context(plan, laptop, 1) is None
+
+
+def test_largest_context_keeps_the_plan_as_it_is(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
+    """The exact profile repacks nothing, so nothing repacked stands in its way."""
+    plan = make_plan(llama_1b, laptop, engine="llamacpp", exact_profile=True)
+    shorter = make_plan(
+        llama_1b, laptop, engine="llamacpp", exact_profile=True, context_tokens=4096
+    )
+    assert largest_context(plan, laptop, shorter.memory.total_bytes) == 4096

@@ -1,5 +1,7 @@
 """Bytes of a loaded model, checked against what llama.cpp says it allocated."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -131,6 +133,45 @@ def test_terms_of_a_plan(llama_1b: ModelSpec) -> None:
     assert terms.kv_bytes == 1024 * 32768
     assert terms.repacked_bytes == 0
     assert terms.overhead_bytes == 40 * MIB + 400 * 128_256
+
+
+def test_recurrent_states_are_there_for_every_sequence(llama_1b: ModelSpec) -> None:
+    """They come on top of the pool, as often as there may be sequences."""
+    hybrid = msgspec.structs.replace(llama_1b, recurrent_state_bytes=3 * MIB)
+
+    def kv_bytes(spec: ModelSpec, max_sequences: int) -> int:
+        return memory_terms(
+            spec, engine="llamacpp", kv_tokens=1024, max_sequences=max_sequences, kv_type_k="f16",
+            kv_type_v="f16", micro_batch_tokens=512, flash_attention=True, repack_weights=False,
+        ).kv_bytes  # fmt: skip
+
+    for num_sequences in (1, 16):
+        more = kv_bytes(hybrid, num_sequences) - kv_bytes(llama_1b, num_sequences)
+        assert more == num_sequences * 3 * MIB
+
+
+@pytest.mark.parametrize("quant", ["Q4_K_M", "Q2_K", "F16"])
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"num_parameters": 1},
+        {"num_layers": 1, "num_kv_heads": ()},
+        {"num_heads": 0, "num_kv_heads": (0,) * 16, "key_dim": 0, "value_dim": 0},
+        {"weights_bytes": 0, "feed_forward_size": 0},
+        {"vocab_size": 2**31, "feed_forward_size": 2**31},
+    ],
+)
+def test_no_header_makes_a_term_negative(
+    llama_1b: ModelSpec, absurd: dict[str, Any], quant: str
+) -> None:
+    """Whatever a header says, nothing is forecast to give memory back, and a process costs some."""
+    terms = memory_terms(
+        msgspec.structs.replace(llama_1b, quant=quant, **absurd), engine="llamacpp", kv_tokens=1,
+        max_sequences=1, kv_type_k="q8_0", kv_type_v="q8_0", micro_batch_tokens=1,
+        flash_attention=True, repack_weights=True,
+    )  # fmt: skip
+    assert min(msgspec.structs.asdict(terms).values()) >= 0
+    assert terms.total_bytes >= 40 * MIB
 
 
 def test_unknown_engine_is_refused(llama_1b: ModelSpec) -> None:

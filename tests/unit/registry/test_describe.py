@@ -91,6 +91,50 @@ class TestOneFile:
         assert getattr(describe_gguf(write_llama(changes)), field) == value
 
     @pytest.mark.parametrize(
+        ("changes", "weight", "state_values"),
+        [
+            (
+                {
+                    "llama.ssm.conv_kernel": 4,
+                    "llama.ssm.inner_size": 128,
+                    "llama.ssm.state_size": 16,
+                    "llama.ssm.group_count": 2,
+                },
+                "ssm_conv1d.weight",
+                3 * (128 + 2 * 2 * 16) + 16 * 128,
+            ),
+            ({"llama.wkv.head_size": 32}, "time_mix_w1.weight", 2 * 64 + 64 * 32),
+            (
+                {"llama.wkv.head_size": 32, "llama.token_shift_count": 1},
+                "time_mix_w1.weight",
+                64 + 64 * 32,
+            ),
+            ({"llama.shortconv.l_cache": 3}, "shortconv.conv.weight", 64 * 2),
+            ({"llama.ssm.conv_kernel": 4, "llama.ssm.inner_size": 128}, "attn_q.weight", 0),
+        ],
+        ids=["mamba2", "rwkv6", "arwkv7", "lfm2", "no recurrent layer"],
+    )
+    def test_recurrent_states(
+        self,
+        tmp_path: Path,
+        gguf_bytes: Callable[..., bytes],
+        changes: dict[str, Any],
+        weight: str,
+        state_values: int,
+    ) -> None:
+        """Layers with recurrent weights keep f32 states of llama.cpp's sizes; others keep none."""
+        pairs = {
+            "general.architecture": "llama", "llama.context_length": 512,
+            "llama.embedding_length": 64, "llama.block_count": 3, "llama.attention.head_count": 0,
+        }  # fmt: skip
+        names = [f"blk.0.{weight}", "blk.1.attn_q.weight", f"blk.2.{weight}", "blk.2.ffn_up.weight"]
+        tensors = [(name, (8, 8), 0, 256 * number) for number, name in enumerate(names)]
+        tensors.append(("token_embd.weight", (64, 8), 0, 1024))
+        path = tmp_path / "hybrid.gguf"
+        path.write_bytes(gguf_bytes(pairs | changes, tensors, data_bytes=1024 + 2048))
+        assert describe_gguf(path).recurrent_state_bytes == 2 * 4 * state_values
+
+    @pytest.mark.parametrize(
         ("changes", "says"),
         [
             ({"llama.block_count": None}, "llama.block_count is missing"),

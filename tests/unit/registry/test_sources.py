@@ -80,8 +80,21 @@ class TestResolve:
 
     def test_checkpoint(self) -> None:
         """A safetensors directory is refused with the command that converts it."""
-        with pytest.raises(InvalidRequest, match="brim convert"):
+        with pytest.raises(InvalidRequest, match=r"brim convert \S+/pystd-1m pystd-1m\.gguf$"):
             resolve(str(PYSTD_1M))
+
+    @pytest.mark.parametrize("reference", ["", "  "])
+    def test_no_name_at_all(self, reference: str) -> None:
+        """An empty name, as from an unset variable, is said to be none."""
+        with pytest.raises(NotFound, match="no model was named"):
+            resolve(reference)
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
+    def test_a_path_that_is_no_text(self, write_llama: WriteLlama) -> None:
+        """A path with a byte that is no UTF-8 is refused by name: no worker could be sent it."""
+        path = write_llama(name=os.fsdecode(b"S\xe3o.gguf"))
+        with pytest.raises(InvalidRequest, match=r"S\\xe3o\.gguf is not UTF-8; rename"):
+            resolve(str(path))
 
     def test_empty_directory(self, tmp_path: Path) -> None:
         """A directory with no model in it is refused as such."""

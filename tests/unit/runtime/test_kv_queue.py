@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from brim.errors import DoesNotFit, WorkerDied
+from brim.errors import Busy
 from brim.ledger.kv import KvAccount
 from brim.runtime.kv_queue import KvQueue
 
@@ -79,20 +79,14 @@ async def test_a_grant_that_comes_too_late_is_given_back() -> None:
 
 
 async def test_every_wait_can_be_refused() -> None:
-    """A worker's death ends all of them with its error, and holds nothing."""
+    """A shutdown ends all of them with its error, and what they waited for stays free."""
     account = KvAccount(100)
     queue = KvQueue(account)
     await queue.acquire("a", 60)
     tasks = [await waiting(queue, name, 90) for name in "bc"]
-    queue.refuse_all(WorkerDied("it died"))
+    queue.refuse_all(Busy("shutting down"))
     for task in tasks:
-        with pytest.raises(WorkerDied):
+        with pytest.raises(Busy):
             await task
     queue.release("a")
     assert account.free_tokens == 100
-
-
-async def test_more_than_the_pool_is_refused_at_once() -> None:
-    """It would wait for ever."""
-    with pytest.raises(DoesNotFit):
-        await KvQueue(KvAccount(100)).acquire("a", 101)

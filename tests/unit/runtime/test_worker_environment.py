@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from support.models import plan_for
 
-from brim.runtime.worker_process import _exit_in_words, worker_environment
+from brim.runtime.worker_limits import hang_limit_s
+from brim.runtime.worker_start import exit_in_words, worker_environment
 
 
 def test_a_worker_inherits_what_a_process_needs_and_nothing_that_tunes_threads() -> None:
@@ -19,7 +20,23 @@ def test_a_worker_inherits_what_a_process_needs_and_nothing_that_tunes_threads()
         "LC_ALL": "C",
         "PYTHONPATH": "x",
         "OMP_WAIT_POLICY": "passive",
+        "GGML_NO_BACKTRACE": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "weights_bytes", "num_rows", "limit_s"),
+    [(0, 0, 512, 60), (10**9, 10**9, 512, 60 + 51.2 + 20), (7 * 10**10, 0, 1, 60 + 7)],
+)
+def test_a_worker_may_be_silent_for_as_long_as_its_slowest_step(
+    num_parameters: int, weights_bytes: int, num_rows: int, limit_s: float
+) -> None:
+    """Rows times weights at a slow core's rate, and the weights from a slow disk, after 60 s."""
+    plan = plan_for("toy", max_batch_tokens=num_rows)
+    model = msgspec.structs.replace(
+        plan.model, num_parameters=num_parameters, weights_bytes=weights_bytes
+    )
+    assert hang_limit_s(msgspec.structs.replace(plan, model=model)) == pytest.approx(limit_s)
 
 
 @pytest.mark.parametrize(
@@ -34,4 +51,4 @@ def test_a_worker_inherits_what_a_process_needs_and_nothing_that_tunes_threads()
 )
 def test_an_exit_code_is_put_in_words(exit_code: int | None, words: str) -> None:
     """Clients and operators read words, and the number is still there."""
-    assert _exit_in_words(exit_code) == words
+    assert exit_in_words(exit_code) == words

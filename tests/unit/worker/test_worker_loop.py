@@ -176,3 +176,34 @@ def test_shutdown_does_not_wait_for_a_long_step(start: Start) -> None:
     running.thread.join(LIMIT_S)
     assert not running.thread.is_alive()
     assert engine.num_aborts == 1
+
+
+class EagerLock:
+    """A lock before which the main thread always gets to drain its commands once."""
+
+    def __init__(self, loop: WorkerLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._is_first = True
+
+    def __enter__(self) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._loop._drain_commands()
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+def test_a_cancellation_is_forgotten_once_it_is_applied() -> None:
+    """However the threads interleave: a ticket that stayed noted would be kept for ever."""
+    engine, plan = ToyEngine(), plan_for("toy")
+    engine.load(plan)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = WorkerLoop(engine, plan, Outbox(ours))
+        loop._step_lock = EagerLock(loop)  # type: ignore[assignment]
+        loop.put(protocol.Cancel(1))
+        loop._drain_commands()
+        assert not loop._cancelled
