@@ -4,6 +4,7 @@
     ├── InvalidRequest               400     the client: change the request
     │   ├── ContextOverflow          400     the client: shorten the prompt or the answer
     │   ├── BodyTooLarge             413     the client: send less
+    │   ├── RequestTimeout           408     the client: send the whole request, and sooner
     │   └── Unsupported              400     the client: leave it out, or pick another engine
     ├── Unauthorized                 403     the client: reach the server by a name it serves
     ├── NotFound                     404     the client: name something that exists
@@ -55,6 +56,12 @@ class BodyTooLarge(InvalidRequest):
     """The request body is over the server's limit."""
 
     status = 413
+
+
+class RequestTimeout(InvalidRequest):
+    """The request had not arrived as a whole when the server's patience ended."""
+
+    status = 408
 
 
 class Unsupported(InvalidRequest):

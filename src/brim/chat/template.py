@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError
 
-from brim.chat.sandbox import MAX_SIZE, METER, Meter, MeteredEnvironment, Refusal
+from brim.chat.meter import MAX_SIZE, METER, Meter
+from brim.chat.sandbox import MeteredEnvironment, Refusal
 from brim.core.request import Message
 from brim.errors import InvalidRequest
 

@@ -16,14 +16,15 @@ from brim.cli.errors import say
 from brim.cli.output import gib
 from brim.cli.planning import room_note
 from brim.cli.state import write_state
-from brim.config.tree import Settings
+from brim.config.tree import ModelSettings, Settings
 from brim.core.plan import Plan
 from brim.errors import BrimError
 from brim.ledger.account import Account
 from brim.machine.reading import read_machine
 from brim.runtime.gateway import Gateway
 from brim.server.app import build_app
-from brim.server.guard import loopback_hosts
+from brim.server.guard import served_hosts
+from brim.server.limits import MAX_CONNECTIONS
 from brim.server.serve import HttpServer
 
 CLOSE_WITHIN_S = 2.0
@@ -43,10 +44,18 @@ async def serve_until_signal(
     )
     app = build_app(
         gateway,
-        allowed_hosts=loopback_hosts(settings.server.host),
+        allowed_hosts=served_hosts(
+            settings.server.host, listener.getsockname()[0], settings.server.allowed_hosts
+        ),
+        allowed_origins=settings.server.allowed_origins,
         max_body_bytes=settings.server.max_body_bytes,
     )
-    server = HttpServer(app, listener, finish_within_s=CLOSE_WITHIN_S)
+    server = HttpServer(
+        app,
+        listener,
+        finish_within_s=CLOSE_WITHIN_S,
+        max_connections=_max_connections(settings.models, len(plans)),
+    )
     signals = _Signals()
     with _announced(settings, listener):
         serving = asyncio.create_task(server.run(lambda url: say(f"listening on {url}")))
@@ -60,6 +69,12 @@ async def serve_until_signal(
             await gateway.stop()
             server.stop()
             await serving
+
+
+def _max_connections(models: ModelSettings, num_models: int) -> int:
+    """Well above what can run or queue, so that only a flood meets it and not a full queue."""
+    num_requests = num_models * (models.max_queued_requests + models.max_sequences)
+    return max(MAX_CONNECTIONS, 4 * num_requests)
 
 
 class _Signals:

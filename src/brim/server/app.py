@@ -31,11 +31,11 @@ def build_app(
 
     Args:
         runtime: Admits requests and tells about models; its lifetime is the caller's business.
-        allowed_hosts: Names that clients may call this server by; `guard.loopback_hosts` gives
+        allowed_hosts: Names that clients may call this server by; `guard.served_hosts` gives
             them for the address it is bound to.  None allows every name.
         allowed_origins: Web origins that may use it from a browser, besides this machine's.
         max_body_bytes: Longer request bodies are answered with 413.
-        heartbeat_s: Seconds between comments while a streamed prompt is being read.
+        heartbeat_s: Seconds between comments while a stream has nothing to say yet.
     """
     models, status = ModelRoutes(runtime), StatusRoutes(runtime)
     chat = CompletionsEndpoint(

@@ -6,23 +6,37 @@ from typing import Any
 
 from starlette.types import Receive, Scope
 
-from brim.errors import BodyTooLarge
+from brim.errors import BodyTooLarge, RequestTimeout
+from brim.server.limits import BODY_WITHIN_S
 
 
 class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, max_bytes: int, within_s: float = BODY_WITHIN_S
+) -> bytes:
     """The whole request body.
 
     Raises:
         BodyTooLarge: It is longer than `max_bytes`, as announced or as it came.
+        RequestTimeout: It had not all arrived after `within_s`.
         ClientLeft: The connection ended first.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _too_large(int(value), max_bytes)
+    try:
+        async with asyncio.timeout(within_s):
+            return await _all_parts(receive, max_bytes)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"the request body was not complete after {within_s:g} s; send all of it, or less"
+        ) from None
+
+
+async def _all_parts(receive: Receive, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     num_bytes = 0
     while True:

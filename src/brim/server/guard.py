@@ -6,6 +6,7 @@ away: `Host`, when a name of the attacker's was pointed at this machine (DNS reb
 Programs that are no browsers send no `Origin` and a true `Host`.
 """
 
+import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -35,7 +36,9 @@ class BrowserGuard:
         allowed_origins: Collection[str] = (),
     ) -> None:
         self._app = app
-        self._hosts = None if allowed_hosts is None else {host.lower() for host in allowed_hosts}
+        self._hosts = (
+            None if allowed_hosts is None else {_canonical(host) for host in allowed_hosts}
+        )
         self._origins = {origin.lower() for origin in allowed_origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,8 +55,8 @@ class BrowserGuard:
         host = _host_name("//" + headers.get(b"host", b"").decode("latin-1"))
         if b"host" in headers and self._hosts is not None and not _is_among(host, self._hosts):
             return Unauthorized(
-                f"this server does not answer to the name '{host[:100]}'; use 127.0.0.1, or start "
-                f"it on an address that others reach"
+                f"this server does not answer to the name '{host[:100]}'; use 127.0.0.1, or add "
+                f"the name to server.allowed_hosts"
             )
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if not origin or origin in self._origins:
@@ -62,26 +65,53 @@ class BrowserGuard:
         if page and (page == host if self._hosts is None else _is_among(page, self._hosts)):
             return None
         return Unauthorized(
-            f"web pages from '{origin[:100]}' may not use this server; call it from a program, or "
-            f"from a page of this machine"
+            f"web pages from '{origin[:100]}' may not use this server; call it from a program or "
+            f"a page of this machine, or add the origin to server.allowed_origins"
         )
 
 
-def loopback_hosts(bind_host: str) -> frozenset[str] | None:
-    """What `allowed_hosts` should be for a server bound to `bind_host`: None unless loopback.
+def served_hosts(
+    bind_host: str, bound_address: str, also: Collection[str] = ()
+) -> frozenset[str] | None:
+    """What `allowed_hosts` should be for a server; None, which allows every name, as rarely.
+
+    What counts is the address: "Localhost", "::ffff:127.0.0.1" and often the machine's own name
+    are loopback too.
+
+    Args:
+        bind_host: The name or address that the operator gave.
+        bound_address: The one that the socket has, from `getsockname`.
+        also: Names that the operator allows besides; with any, all others are refused even on an
+            address that other machines reach.
 
     Example:
-        >>> sorted(loopback_hosts("127.0.0.1") or ()), loopback_hosts("0.0.0.0")
+        >>> sorted(served_hosts("LOCALHOST", "127.0.0.1") or ()), served_hosts("", "0.0.0.0")
         (['127.0.0.1', '::1', 'localhost'], None)
     """
-    is_loopback = bind_host in LOOPBACK_HOSTS or bind_host.startswith("127.")
-    return LOOPBACK_HOSTS | {bind_host} if is_loopback else None
+    if not _is_loopback(bound_address) and not also:
+        return None
+    return LOOPBACK_HOSTS | {_canonical(host) for host in (bind_host, bound_address, *also)}
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+def _canonical(host: str) -> str:
+    """One spelling for each name or address."""
+    host = host.lower().rstrip(".")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 def _host_name(url: str) -> str:
-    """The host of a URL in lower case, without port and brackets; empty where it has none."""
+    """The host of a URL, without port and brackets; empty where it has none."""
     try:
-        return (urlsplit(url).hostname or "").rstrip(".")
+        return _canonical(urlsplit(url).hostname or "")
     except ValueError:
         return ""
 

@@ -4,6 +4,24 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 """Default bound of a request body: millions of tokens of text, and half the largest frame to a
 worker (worker.protocol), so that an accepted body always reaches the model."""
 
+LARGE_BODY_BYTES = 1024 * 1024
+"""Bodies from here on are decoded on another thread, after a first look: below it decoding takes
+less than 50 ms, and handing over would only cost."""
+
+BODY_WITHIN_S = 120.0
+"""For a request body to arrive: the largest at 280 kB/s.  A client that stalls holds a connection
+and what it has sent so far."""
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Request line and headers: eight times what other servers take, and nothing to hold in memory."""
+
+HEADERS_WITHIN_S = 30.0
+"""For request line and headers to arrive; they fit one packet."""
+
+MAX_CONNECTIONS = 1024
+"""Open connections at the least: many times the requests that run and queue (16 and 64 by default),
+since clients keep idle ones; each costs a file descriptor and at most a body."""
+
 MAX_CHOICES = 8
 """`n`: each choice holds KV of its own for its answer."""
 
@@ -39,3 +57,7 @@ MAX_TOKENS = 2**31 - 1
 
 MAX_VARIABLE_DEPTH = 16
 """Nesting of `chat_template_kwargs`: far above any template's, far below what exhausts a stack."""
+
+MAX_VARIABLES_BYTES = 1024 * 1024
+"""JSON of `chat_template_kwargs`: hundreds of times what templates are told.  A number can be twice
+as long in a frame to a worker as it is in JSON."""

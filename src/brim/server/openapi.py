@@ -33,6 +33,7 @@ _ERRORS = {
     "400": "The request cannot be served as it stands; `param` names the field.",
     "403": "The Host or Origin header is not one that this server answers to.",
     "404": "No such model.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "500": "The engine or brim failed.",
     "503": "Not now: loading, draining, or the queue is full; see Retry-After.",

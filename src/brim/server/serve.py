@@ -17,6 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from brim.errors import ConfigError
+from brim.server.limits import MAX_CONNECTIONS
+from brim.server.protocol import bounded
 
 BACKLOG = 256
 """Connections that the kernel holds while the loop is busy: a burst of every client at once."""
@@ -105,15 +107,22 @@ class HttpServer:
         app: The ASGI app.
         listener: From `listen`; closed when the server ends.
         finish_within_s: Seconds that running responses get after `stop`; then they are cut.
+        max_connections: On more than these, requests are answered with 503.
     """
 
     def __init__(
-        self, app: ASGIApp, listener: socket.socket, *, finish_within_s: float = FINISH_WITHIN_S
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        finish_within_s: float = FINISH_WITHIN_S,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http="httptools",
+            # uvicorn's own `limit_concurrency` answers in plain text, without Retry-After.
+            http=bounded(max_connections),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,12 +1,14 @@
 """A streamed answer: batches of deltas become server-sent events.
 
 Nothing is sent until the first batch is there, so that whatever goes wrong before it has a proper
-status; a long prefill is bridged with comments.  After that an error is an event, and the stream
-ends without `[DONE]`.
+status; a long wait for memory or a long prefill is bridged with comments.  After the first byte an
+error is an event, and the stream ends without `[DONE]`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from starlette.types import Send
 
@@ -19,12 +21,13 @@ from brim.server.wire.convert import Call
 from brim.server.wire.tally import Tally
 from brim.worker.deltas import DeltaBuffer
 
+T = TypeVar("T")
 Headers = Iterable[tuple[bytes, bytes]]
 
 HEARTBEAT_S = 15.0
 """Half of the shortest idle limit that proxies and clients commonly have, 30 s."""
 
-_HEARTBEAT = b": the prompt is being read\n\n"
+_HEARTBEAT = b": nothing yet\n\n"
 """A comment line: event-stream clients skip it."""
 
 _HEADERS = (
@@ -42,6 +45,10 @@ class EventStream:
         self._headers = [*_HEADERS, *headers]
         self.is_started = False
 
+    def add_headers(self, headers: Headers) -> None:
+        """More headers, where none have gone out yet; later they are left out."""
+        self._headers += headers
+
     async def write(self, data: bytes) -> None:
         """Send bytes; it returns when the transport takes more, so a slow client slows us."""
         if not self.is_started:
@@ -56,17 +63,15 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def stream_answer(
-    call: Call, answer: Answer, writer: AnyWriter, out: EventStream, heartbeat_s: float
-) -> None:
-    """Send the whole answer.
+@contextlib.asynccontextmanager
+async def failures_as_events(out: EventStream) -> AsyncIterator[None]:
+    """Close the stream at the end; a failure after its first byte is sent as an event.
 
     Raises:
-        BrimError: It failed before the first byte; later failures are events.
+        BrimError: It failed before the first byte; nothing was sent.
     """
-    tally = Tally(call, answer)
     try:
-        await _send_deltas(answer, writer, tally, out, heartbeat_s)
+        yield
     except Exception as exc:
         if not out.is_started:
             raise
@@ -75,11 +80,35 @@ async def stream_answer(
     await out.end()
 
 
-async def _send_deltas(
-    answer: Answer, writer: AnyWriter, tally: Tally, out: EventStream, heartbeat_s: float
+async def bridged(work: Coroutine[Any, Any, T], out: EventStream, heartbeat_s: float) -> T:
+    """The result of `work`, with a comment on the stream for every `heartbeat_s` it takes."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait((task,), timeout=heartbeat_s))[0]:
+            await out.write(_HEARTBEAT)
+    finally:
+        if not task.done():
+            # Waited for: until it has ended it may still be given what must be released.
+            task.cancel()
+            await asyncio.wait((task,))
+    return task.result()
+
+
+async def stream_answer(
+    call: Call, answer: Answer, writer: AnyWriter, out: EventStream, heartbeat_s: float
 ) -> None:
+    """Send the whole answer.
+
+    Raises:
+        BrimError: It failed, before the first byte or after it.
+    """
+    tally = Tally(call, answer)
     batches = aiter(answer)
-    batch = await _first_batch(batches, out, heartbeat_s)
+
+    async def first() -> list[Delta] | None:
+        return await anext(batches, None)
+
+    batch = await bridged(first(), out, heartbeat_s)
     opening = writer.opening()
     while batch is not None:
         data, failure = encode_batch(writer, tally, merged(batch))
@@ -91,23 +120,6 @@ async def _send_deltas(
         batch = await anext(batches, None)
     tally.check_complete()
     await out.write(writer.closing(tally) + DONE)
-
-
-async def _first_batch(
-    batches: AsyncIterator[list[Delta]], out: EventStream, heartbeat_s: float
-) -> list[Delta] | None:
-    """The first batch, or None where there is none, with a comment for every `heartbeat_s`."""
-
-    async def first() -> list[Delta] | None:
-        return await anext(batches, None)
-
-    task = asyncio.create_task(first())
-    try:
-        while not (await asyncio.wait((task,), timeout=heartbeat_s))[0]:
-            await out.write(_HEARTBEAT)
-    finally:
-        task.cancel()
-    return await task
 
 
 def merged(batch: list[Delta]) -> list[Delta]:

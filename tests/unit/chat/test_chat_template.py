@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from brim.chat.sandbox import MAX_SIZE
+from brim.chat.meter import MAX_SIZE
 from brim.chat.template import MAX_SOURCE_CHARS, ChatTemplate
 from brim.core.request import Message
 from brim.errors import InvalidRequest
@@ -161,7 +161,7 @@ def test_templates_that_would_run_without_end_are_ended(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nested loops and branching recursion print nothing, and still end at the step bound."""
-    monkeypatch.setattr("brim.chat.sandbox.MAX_STEPS", 10_000)
+    monkeypatch.setattr("brim.chat.meter.MAX_STEPS", 10_000)
     assert "more than 10000 loop turns and calls" in failure(source)
 
 

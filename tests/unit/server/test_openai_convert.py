@@ -8,7 +8,7 @@ from support.scripted import ScriptedRuntime, chat_body
 
 from brim.core.request import Message
 from brim.core.sampling import SamplingParams
-from brim.errors import InvalidRequest, NotFound
+from brim.errors import ContextOverflow, InvalidRequest, NotFound
 from brim.runtime.api import ModelStatus
 from brim.server.limits import MAX_PROMPTS
 from brim.server.wire.convert import Call, chat_call, completion_call
@@ -197,11 +197,28 @@ def test_the_four_forms_of_a_prompt(
     assert len({request.request_id for request in call.requests}) == len(texts)
 
 
+class Untouchable(list[Any]):
+    """A list whose first item and length may be asked for, and nothing else."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("the items were looked at")
+
+
+@pytest.mark.parametrize("wrap", [lambda ids: ids, lambda ids: [ids, ids]])
+def test_too_many_token_ids_are_refused_unseen(models: list[ModelStatus], wrap: Any) -> None:
+    """A list longer than the window is an overflow with the numbers, before any item is read."""
+    prompt = wrap(Untouchable([1] * 8193))
+    body = CompletionRequest(model="small", prompt=prompt)
+    with pytest.raises(ContextOverflow, match="8193 tokens, and 8192 are taken; shorten it by 1"):
+        completion_call(body, models)
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
         (["a", 1], "mixes"),
         ([1, [2]], "mixes"),
+        ([[1], "a"], "mixes"),
         ([[]], "empty list"),
         ([-1], "outside 0 to 4095"),
         ([4096], "outside 0 to 4095"),

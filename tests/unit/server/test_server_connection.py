@@ -7,6 +7,8 @@ import msgspec
 import pytest
 from support.scripted import (
     Client,
+    Exchange,
+    Reply,
     ScriptedAnswer,
     ScriptedRuntime,
     chat_body,
@@ -16,6 +18,7 @@ from support.scripted import (
 
 from brim.core.request import Request
 from brim.server.app import build_app
+from brim.server.connection import read_body
 
 pytestmark = pytest.mark.anyio
 
@@ -173,3 +176,72 @@ async def test_a_body_of_exactly_the_limit_is_taken(runtime: ScriptedRuntime) ->
     (data,) = body()
     client = Client(build_app(runtime, max_body_bytes=len(data)))
     assert (await client.exchange("POST", CHAT, [data]).run()).status == 200
+
+
+async def test_a_body_that_stalls_is_given_up(
+    runtime: ScriptedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that announced a body and does not send it gets 408 and loses the connection."""
+    monkeypatch.setattr(read_body, "__defaults__", (0.001,))
+    reply = await Client(build_app(runtime)).exchange("POST", CHAT, []).run()
+    assert reply.status == 408
+    assert reply.json()["error"]["code"] == "request_timeout"
+    assert reply.headers["connection"] == "close"
+
+
+async def turns_while(exchange: Exchange) -> tuple[int, Reply]:
+    """How often the loop turned while an exchange ran."""
+    num_turns = 0
+    async with running(exchange) as task:
+        while not task.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+        return num_turns, await task
+
+
+async def test_a_large_body_does_not_hold_the_loop(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """While megabytes are decoded, other requests get their turns."""
+    short = client.exchange("POST", CHAT, body())
+    usual_turns, _ = await turns_while(short)
+    messages = [{"role": "user", "content": "x"}] * 40_000
+    num_turns, reply = await turns_while(client.exchange("POST", CHAT, body(messages=messages)))
+    assert reply.status == 200
+    assert len(runtime.answers[1].request.messages or ()) == 40_000
+    assert num_turns > 5 * usual_turns
+
+
+@pytest.mark.parametrize("opening", [b"[", b" [ [1],["])
+async def test_token_ids_by_the_million_are_refused_undecoded(
+    client: Client, monkeypatch: pytest.MonkeyPatch, opening: bytes
+) -> None:
+    """A list that no window takes is an overflow before its ids become objects."""
+    monkeypatch.setattr("brim.server.routes.completions.decode", None)
+    closing = b"]]" if b"1" in opening else b"]"
+    data = b'{"prompt":' + opening + b"7," * 600_000 + b"7" + closing + b',"model":"small"}'
+    reply = await client.exchange("POST", "/v1/completions", [data]).run()
+    assert reply.status == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("num_items", "status"), [(262_139, 200), (262_200, 400)])
+async def test_template_variables_are_at_most_a_megabyte(
+    client: Client, num_items: int, status: int
+) -> None:
+    """Numbers that take twice their room in a frame cannot outgrow it."""
+    data = b'{"a":[' + b"1.5," * num_items + b"1.5]}"
+    head = b'{"model":"small","messages":[{"role":"user","content":"Hi"}],"chat_template_kwargs":'
+    reply = await client.exchange("POST", CHAT, [head + data + b"}"]).run()
+    assert reply.status == status
+    if status == 400:
+        assert reply.json()["error"]["param"] == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("data", [b"[" * 2**20, b'{"model":1}' + b" " * 2**20, b"x" * 2**20])
+async def test_a_large_body_that_is_wrong_is_told_as_a_small_one(
+    client: Client, data: bytes
+) -> None:
+    """The first look leaves everything but lengths to decoding."""
+    reply = await client.exchange("POST", CHAT, [data]).run()
+    assert (reply.status, reply.json()["error"]["code"]) == (400, "invalid_request")

@@ -1,10 +1,11 @@
 """When an answer fails: proper statuses before the first byte, events after it."""
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
-from support.scripted import Client, Reply, ScriptedAnswer, ScriptedRuntime, settle
+from support.scripted import Client, Reply, ScriptedAnswer, ScriptedRuntime, running, settle
 
 from brim.core.answer import FinishReason
 from brim.errors import (
@@ -260,6 +261,62 @@ async def test_an_error_after_a_comment_is_an_event(runtime: ScriptedRuntime) ->
     reply = await bridged(runtime)
     assert reply.status == 200
     assert [event["error"]["code"] for event in reply.events()] == ["engine_error"]
+
+
+async def waiting(runtime: ScriptedRuntime) -> Reply:
+    """A stream whose request is decided only after a comment was sent."""
+    may_go = asyncio.Event()
+
+    async def queue(request: object) -> None:
+        await may_go.wait()
+
+    async def on_send(data: bytes) -> None:
+        may_go.set()
+
+    runtime.before_submit = queue
+    client = Client(build_app(runtime, heartbeat_s=0.001))
+    body = b'{"model":"small","prompt":"a","stream":true}'
+    exchange = client.exchange("POST", "/v1/completions", [body])
+    exchange.on_send = on_send
+    return await exchange.run()
+
+
+async def test_waiting_for_memory_is_bridged_with_comments(runtime: ScriptedRuntime) -> None:
+    """A queued stream gets its headers and comments while it waits, then its answer."""
+    reply = await waiting(runtime)
+    assert reply.body.startswith(b": ")
+    assert reply.headers["x-brim-context-tokens"] == "8192"
+    assert reply.events()[-1] == "[DONE]"
+
+
+async def test_a_refusal_after_a_comment_is_an_event(runtime: ScriptedRuntime) -> None:
+    """A request that waited and was then refused is told so in the stream, without `[DONE]`."""
+    runtime.refusal = Busy("no room", retry_after_s=1)
+    reply = await waiting(runtime)
+    assert reply.status == 200
+    assert [event["error"]["code"] for event in reply.events()] == ["busy"]
+
+
+async def test_a_client_that_leaves_a_queued_stream_releases_it(
+    runtime: ScriptedRuntime,
+) -> None:
+    """An answer that is admitted in the moment its client leaves is cancelled all the same."""
+    is_waiting = asyncio.Event()
+
+    async def stubborn(request: object) -> None:
+        is_waiting.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    runtime.before_submit = stubborn
+    client = Client(build_app(runtime))
+    body = b'{"model":"small","prompt":"a","stream":true}'
+    exchange = client.exchange("POST", "/v1/completions", [body])
+    async with running(exchange) as task:
+        await is_waiting.wait()
+        exchange.leave()
+        await task
+    assert [answer.is_cancelled for answer in runtime.answers] == [True]
 
 
 def test_every_error_class_has_a_code_of_its_own() -> None:

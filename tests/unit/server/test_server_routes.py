@@ -6,7 +6,7 @@ from support.scripted import Client, ScriptedRuntime
 
 from brim.runtime.api import ModelState, ModelStatus
 from brim.server.app import build_app
-from brim.server.guard import loopback_hosts
+from brim.server.guard import served_hosts
 
 pytestmark = pytest.mark.anyio
 
@@ -134,11 +134,46 @@ async def test_web_pages_of_other_sites_are_refused(
     assert "access-control-allow-origin" not in reply.headers
 
 
+@pytest.mark.parametrize(
+    ("typed", "bound"),
+    [
+        ("Localhost", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+        ("Studio.", "127.0.1.1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+    ],
+)
+async def test_every_spelling_of_loopback_is_guarded(
+    runtime: ScriptedRuntime, typed: str, bound: str
+) -> None:
+    """The bound address decides: a foreign name is refused, the typed one and the usual work."""
+    client = Client(build_app(runtime, allowed_hosts=served_hosts(typed, bound)))
+    assert (await client.get("/health", host="evil.example")).status == 403
+    for host in (typed if ":" not in typed else f"[{typed}]", "127.0.0.1:2746", "[::1]"):
+        assert (await client.get("/health", host=host)).status == 200
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0"])
+async def test_hosts_that_the_operator_names_are_served_and_no_others(
+    runtime: ScriptedRuntime, bound: str
+) -> None:
+    """`server.allowed_hosts` adds names on loopback, and closes the list elsewhere."""
+    hosts = served_hosts(bound, bound, ["Studio.LAN"])
+    client = Client(build_app(runtime, allowed_hosts=hosts))
+    assert (await client.get("/health", host="studio.lan:2746")).status == 200
+    assert (await client.get("/health", host="localhost")).status == 200
+    refusal = await client.get("/health", host="evil.example")
+    assert refusal.status == 403
+    assert "server.allowed_hosts" in refusal.json()["error"]["message"]
+    refusal = await client.get("/health", origin="https://evil.example")
+    assert "server.allowed_origins" in refusal.json()["error"]["message"]
+
+
 async def test_a_public_server_takes_every_name_but_only_its_own_pages(
     runtime: ScriptedRuntime,
 ) -> None:
     """Bound to the network, any Host goes, and an Origin must be of the same host."""
-    client = Client(build_app(runtime, allowed_hosts=loopback_hosts("0.0.0.0")))
+    client = Client(build_app(runtime, allowed_hosts=served_hosts("0.0.0.0", "0.0.0.0")))
     assert (await client.get("/health", host="studio.lan")).status == 200
     for origin, status in (("http://studio.lan:8080", 200), ("http://evil.example", 403)):
         reply = await client.get("/health", host="studio.lan", origin=origin)

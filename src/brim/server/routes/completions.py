@@ -1,24 +1,27 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`: two shapes around one exchange."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from brim.errors import Busy
+from brim.core.plan import Plan
+from brim.errors import Busy, RequestTimeout
 from brim.runtime.api import Answer, ModelStatus, Runtime
 from brim.server.connection import ClientLeft, read_body, while_connected
 from brim.server.failure import error_response
+from brim.server.limits import LARGE_BODY_BYTES
 from brim.server.merged import submit_all
-from brim.server.stream import EventStream, merged, stream_answer
+from brim.server.stream import EventStream, bridged, failures_as_events, merged, stream_answer
 from brim.server.wire import convert, openai, whole
 from brim.server.wire.chunks import AnyWriter, ChatChunks, CompletionChunks
 from brim.server.wire.decode import decode
+from brim.server.wire.outline import refuse_oversized
 from brim.server.wire.tally import Tally
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -45,7 +48,7 @@ class CompletionsEndpoint(Generic[Body]):
         runtime: Admits and generates.
         shape: CHAT or PLAIN.
         max_body_bytes: Longer request bodies are refused.
-        heartbeat_s: Seconds between comments while a streamed prompt is being read.
+        heartbeat_s: Seconds between comments while a stream has nothing to say yet.
     """
 
     def __init__(
@@ -62,8 +65,12 @@ class CompletionsEndpoint(Generic[Body]):
             data = await read_body(scope, receive, self._max_body_bytes)
         except ClientLeft:
             return
-        body = decode(data, self._shape.schema)
-        call = self._shape.call(body, self._runtime.models())
+        except RequestTimeout as exc:
+            response = error_response(exc)
+            response.headers["connection"] = "close"  # the rest of the body must not be waited for
+            await response(scope, receive, send)
+            return
+        call = await self._understood(data)
         is_started = False
 
         async def tracked(message: Message) -> None:
@@ -79,18 +86,45 @@ class CompletionsEndpoint(Generic[Body]):
             if not is_started:
                 await error_response(_stopping())(scope, receive, send)
 
+    async def _understood(self, data: bytes) -> convert.Call:
+        models = self._runtime.models()
+        if len(data) < LARGE_BODY_BYTES:
+            return self._shape.call(decode(data, self._shape.schema), models)
+
+        def understand() -> convert.Call:
+            refuse_oversized(data, models)
+            return self._shape.call(decode(data, self._shape.schema), models)
+
+        return await asyncio.to_thread(understand)
+
     async def _answer(self, call: convert.Call, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await submit_all(self._runtime, call.requests)
+        answer: Answer | None = None
+
+        async def submit() -> Answer:
+            nonlocal answer
+            answer = await submit_all(self._runtime, call.requests)
+            return answer
+
         try:
             if call.stream:
-                writer = self._shape.writer(call, answer.plan)
-                out = EventStream(send, known_headers(call, answer))
-                await stream_answer(call, answer, writer, out, self._heartbeat_s)
+                await self._stream(call, submit, send)
             else:
-                response = await self._collect(call, answer)
+                response = await self._collect(call, await submit())
                 await response(scope, receive, send)
         finally:
-            answer.cancel()
+            if answer is not None:
+                answer.cancel()
+
+    async def _stream(
+        self, call: convert.Call, submit: Callable[[], Coroutine[Any, Any, Answer]], send: Send
+    ) -> None:
+        plan = convert.find_model(call.model, self._runtime.models()).plan
+        out = EventStream(send, known_headers(call, plan))
+        async with failures_as_events(out):
+            answer = await bridged(submit(), out, self._heartbeat_s)
+            out.add_headers(bound_header(answer))
+            writer = self._shape.writer(call, answer.plan)
+            await stream_answer(call, answer, writer, out, self._heartbeat_s)
 
     async def _collect(self, call: convert.Call, answer: Answer) -> Response:
         """The whole answer as one response; a failure anywhere in it is raised."""
@@ -104,7 +138,7 @@ class CompletionsEndpoint(Generic[Body]):
         tally.check_complete()
         body = self._shape.whole(call, answer.plan, collected, tally)
         response = Response(msgspec.json.encode(body), media_type="application/json")
-        response.raw_headers += known_headers(call, answer)
+        response.raw_headers += [*known_headers(call, answer.plan), *bound_header(answer)]
         return response
 
 
@@ -112,9 +146,8 @@ def _stopping() -> Busy:
     return Busy("the server is stopping; ask again", retry_after_s=1)
 
 
-def known_headers(call: convert.Call, answer: Answer) -> list[tuple[bytes, bytes]]:
-    """`x-brim-*`: what is known before the first byte of the answer."""
-    plan = answer.plan
+def known_headers(call: convert.Call, plan: Plan) -> list[tuple[bytes, bytes]]:
+    """`x-brim-*`: what is known before the request is admitted."""
     values = {
         "x-request-id": call.request_id,
         "x-brim-request-id": call.request_id,
@@ -122,7 +155,11 @@ def known_headers(call: convert.Call, answer: Answer) -> list[tuple[bytes, bytes
         "x-brim-engine": plan.engine,
         "x-brim-quant": plan.model.quant,
         "x-brim-context-tokens": str(plan.context_tokens),
-        "x-brim-max-tokens": str(answer.max_tokens),
     }
     # Model names come from files and may hold anything; header values are printable ASCII.
     return [(name.encode(), quote(value, safe="/:@+ ").encode()) for name, value in values.items()]
+
+
+def bound_header(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """`x-brim-max-tokens`, which admission decides."""
+    return [(b"x-brim-max-tokens", b"%d" % answer.max_tokens)]

@@ -4,13 +4,13 @@ import difflib
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from brim.core.request import Message, Request
 from brim.core.sampling import SamplingParams
-from brim.errors import InvalidRequest, NotFound
+from brim.errors import ContextOverflow, InvalidRequest, NotFound
 from brim.runtime.api import ModelStatus
 from brim.server import limits
 from brim.server.wire.openai import ChatCompletionRequest, ChatMessage, CompletionRequest
@@ -88,6 +88,7 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> C
 
     Raises:
         InvalidRequest: The prompt is none of the four forms, or a value does not suit the model.
+        ContextOverflow: A prompt has more token ids than the window.
         NotFound: No such model.
     """
     status = find_model(body.model, models)
@@ -100,6 +101,8 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> C
         stop=_stops(body),
         sampling=_sampling(body, status, body.logprobs),
     )
+    plan = status.plan
+    prompts = prompts_of(body.prompt, plan.model.vocab_size, plan.context_tokens)
     requests = tuple(
         msgspec.structs.replace(
             first,
@@ -107,54 +110,78 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> C
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_tokens=prompt if isinstance(prompt, tuple) else None,
         )
-        for number, prompt in enumerate(prompts_of(body.prompt, status.plan.model.vocab_size))
+        for number, prompt in enumerate(prompts)
     )
     return _call(body, request_id, requests)
 
 
 def prompts_of(
-    prompt: str | list[str | int | list[int]], vocab_size: int
+    prompt: str | list[str | int | list[int]], vocab_size: int, context_tokens: int
 ) -> list[str | tuple[int, ...]]:
     """Each prompt as text or token ids: one text, several, one list of ids, or several.
 
+    Lengths are checked before contents: a list may have millions of items.
+
     Raises:
         InvalidRequest: The forms are mixed, there are too many, or an id is not the model's.
+        ContextOverflow: A list of ids is longer than the window.
 
     Example:
-        >>> prompts_of([1, 2], 8), prompts_of([[1], [2]], 8), prompts_of(["a", "b"], 8)
+        >>> prompts_of([1, 2], 8, 4), prompts_of([[1], [2]], 8, 4), prompts_of(["a", "b"], 8, 4)
         ([(1, 2)], [(1,), (2,)], ['a', 'b'])
     """
     if isinstance(prompt, str):
         return [prompt]
-    texts = [item for item in prompt if isinstance(item, str)]
-    ids = [item for item in prompt if isinstance(item, int)]
-    lists = [item for item in prompt if isinstance(item, list)]
-    if len(prompt) not in (len(texts), len(ids), len(lists)):
+    if isinstance(prompt[0], int):  # the schema takes no empty list
+        return [_tokens(prompt, vocab_size, context_tokens)]
+    if len(prompt) > limits.MAX_PROMPTS:
         raise InvalidRequest(
-            "`prompt` mixes texts, token ids and lists; send one kind", param="prompt"
-        )
-    prompts: list[str | tuple[int, ...]] = [*texts, *(tuple(tokens) for tokens in lists)]
-    if ids:
-        prompts = [tuple(ids)]
-    if len(prompts) > limits.MAX_PROMPTS:
-        raise InvalidRequest(
-            f"`prompt` holds {len(prompts)} prompts; send at most {limits.MAX_PROMPTS} a request",
+            f"`prompt` holds {len(prompt)} prompts; send at most {limits.MAX_PROMPTS} a request",
             param="prompt",
         )
-    for tokens in prompts:
-        if isinstance(tokens, tuple):
-            _check_tokens(tokens, vocab_size)
-    return prompts
+    if len(set(map(type, prompt))) > 1:
+        raise _mixed()
+    return [
+        item
+        if isinstance(item, str)
+        else _tokens(cast("list[int]", item), vocab_size, context_tokens)
+        for item in prompt
+    ]
 
 
-def _check_tokens(tokens: tuple[int, ...], vocab_size: int) -> None:
-    if not tokens:
+def _tokens(items: Sequence[object], vocab_size: int, context_tokens: int) -> tuple[int, ...]:
+    if not items:
         raise InvalidRequest("`prompt` has an empty list of token ids", param="prompt")
-    if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+    check_length(len(items), context_tokens)
+    if set(map(type, items)) != {int}:
+        raise _mixed()
+    tokens = cast("tuple[int, ...]", tuple(items))
+    if min(tokens) < 0 or max(tokens) >= vocab_size:
         raise InvalidRequest(
             f"`prompt` has a token id outside 0 to {vocab_size - 1}, this model's range",
             param="prompt",
         )
+    return tokens
+
+
+def check_length(num_tokens: int, max_tokens: int) -> None:
+    """Refuse more token ids than a window takes, or than all prompts of a request may have.
+
+    Raises:
+        ContextOverflow: There are more.
+    """
+    if num_tokens > max_tokens:
+        raise ContextOverflow(
+            f"prompt is {num_tokens} tokens, and {max_tokens} are taken; shorten it by "
+            f"{num_tokens - max_tokens} or load the model with a larger --context",
+            param="prompt",
+        )
+
+
+def _mixed() -> InvalidRequest:
+    return InvalidRequest(
+        "`prompt` mixes texts, token ids and lists; send one kind", param="prompt"
+    )
 
 
 def _call(body: Body, request_id: str, requests: tuple[Request, ...]) -> Call:
