@@ -110,6 +110,7 @@ def main() -> None:
         flash_attention=plan.flash_attention,
         repack_weights=plan.repack_weights,
         num_threads=plan.num_threads,
+        num_batch_threads=plan.num_batch_threads,
         max_sequences=plan.max_sequences,
     )
     for line in lines:

@@ -17,6 +17,7 @@ import functools
 import os
 from collections.abc import Callable
 
+import msgspec
 from bare_loop import Order
 from harness import (
     BareLoop,
@@ -92,9 +93,11 @@ def main() -> None:
         if args.llama_server:
             command = llama_server(args.llama_server, plan)
             measured["llama-server"] = over_http(stack.enter_context(serving(command)))
+        # On every core, as llama.cpp's own programs run: what the policies are about.
+        wide = msgspec.structs.replace(plan, num_threads=plan.num_batch_threads)
         for name, policy in POLICIES.items():
-            environment = {"OMP_NUM_THREADS": str(plan.num_threads)} | policy
-            measured[name] = bare(stack.enter_context(BareLoop(plan, environment)))
+            environment = {"OMP_NUM_THREADS": str(wide.num_threads)} | policy
+            measured[name] = bare(stack.enter_context(BareLoop(wide, environment)))
         report(measured, args, num_competitors)
 
 

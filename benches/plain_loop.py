@@ -33,6 +33,7 @@ class PlainLoop:
         flash_attention: bool = False,
         repack_weights: bool = False,
         num_threads: int = 2,
+        num_batch_threads: int | None = None,
         max_sequences: int = 1,
     ) -> None:
         llama.llama_log_set(_quiet, None)
@@ -45,7 +46,8 @@ class PlainLoop:
         params.n_batch = params.n_ubatch = 512
         params.n_seq_max = params.n_outputs_max = max_sequences
         params.kv_unified = True
-        params.n_threads = params.n_threads_batch = num_threads
+        params.n_threads = num_threads
+        params.n_threads_batch = num_batch_threads or num_threads
         params.type_k = params.type_v = GGML_TYPES[kv_type]
         params.flash_attn_type = int(flash_attention)
         self.context = llama.llama_init_from_model(self.model, params)

@@ -76,6 +76,7 @@ def plan_for(
         flash_attention=exact if flash_attention is None else flash_attention,
         repack_weights=repack_weights,
         num_threads=2,
+        num_batch_threads=2,
         environment=EXACT_ENVIRONMENT if exact else {"OMP_WAIT_POLICY": "passive"},
         memory=MemoryTerms(weights_bytes=0, kv_bytes=0, compute_bytes=0, overhead_bytes=0),
         reasons={},

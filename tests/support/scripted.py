@@ -56,6 +56,7 @@ def make_plan(name: str = "small") -> Plan:
         flash_attention=True,
         repack_weights=False,
         num_threads=2,
+        num_batch_threads=2,
         environment={},
         memory=memory,
         reasons={"context": "default"},

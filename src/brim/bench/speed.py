@@ -193,7 +193,7 @@ def _row(plan: Plan, case: Case, samples_ns: list[int]) -> Row:
         model_size=model.weights_bytes,
         model_n_params=model.num_parameters,
         engine=plan.engine,
-        n_threads=plan.num_threads,
+        n_threads=plan.num_threads if case.num_generate else plan.num_batch_threads,
         n_batch=plan.max_batch_tokens,
         n_ubatch=plan.micro_batch_tokens,
         type_k=plan.kv_type_k,

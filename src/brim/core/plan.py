@@ -36,6 +36,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: bool
     repack_weights: bool
     num_threads: int
+    """Threads of a step with one row: a single sequence that decodes."""
+    num_batch_threads: int
+    """Threads of a step with more rows: prefill, and several sequences at once."""
     environment: dict[str, str]
     """Set in the worker's environment before it starts (thread wait policy and the like)."""
     memory: MemoryTerms

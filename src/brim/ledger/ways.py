@@ -64,7 +64,6 @@ def _by_options(plan: Plan, free_bytes: int, machine: MachineSpec) -> list[str]:
         objective=Objective.MEMORY,
         context_tokens=plan.context_tokens,
         max_sequences=plan.max_sequences,
-        threads=plan.num_threads,
     )
     kinds = f"{frugal.kv_type_k} KV, weights mapped"
     if frugal.memory.total_bytes < plan.memory.total_bytes:

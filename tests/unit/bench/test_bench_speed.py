@@ -24,7 +24,8 @@ MODEL = ModelSpec(
 PLAN = Plan(
     model=MODEL, engine="toy", objective=Objective.DECODE, context_tokens=1024, kv_tokens=1024,
     max_sequences=1, max_batch_tokens=64, micro_batch_tokens=64, kv_type_k="f16",
-    kv_type_v="f16", flash_attention=False, repack_weights=False, num_threads=1, environment={},
+    kv_type_v="f16", flash_attention=False, repack_weights=False, num_threads=1,
+    num_batch_threads=1, environment={},
     memory=MemoryTerms(weights_bytes=0, kv_bytes=0, compute_bytes=0, overhead_bytes=0), reasons={},
 )  # fmt: skip
 

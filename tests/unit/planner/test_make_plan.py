@@ -69,14 +69,24 @@ def test_a_tiny_model_runs_on_one_thread(llama_1b: ModelSpec, laptop: MachineSpe
     """Where a layer is read before a second thread wakes up, there is no second thread."""
     for layer_bytes, expected in ((SHARED_LAYER_BYTES - 1, 1), (SHARED_LAYER_BYTES, 4)):
         spec = msgspec.structs.replace(llama_1b, weights_bytes=layer_bytes * llama_1b.num_layers)
-        assert make_plan(spec, laptop, engine="llamacpp").num_threads == expected
-        assert make_plan(spec, laptop, engine="llamacpp", threads=2).num_threads == 2
+        assert make_plan(spec, laptop, engine="llamacpp").num_batch_threads == expected
+        assert make_plan(spec, laptop, engine="llamacpp", threads=2).num_batch_threads == 2
+
+
+@pytest.mark.parametrize(("num_cores", "expected"), [(1, 1), (2, 1), (8, 7)])
+def test_a_single_row_leaves_a_core_free(
+    llama_1b: ModelSpec, laptop: MachineSpec, num_cores: int, expected: int
+) -> None:
+    """Decoding one sequence takes all cores but one, several rows take them all."""
+    machine = msgspec.structs.replace(laptop, performance_cores=num_cores)
+    plan = make_plan(llama_1b, machine, engine="llamacpp")
+    assert (plan.num_threads, plan.num_batch_threads) == (expected, num_cores)
 
 
 def test_threads_wait_passively(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
     """The worker gets one thread a performance core, and none of them spins."""
     plan = make_plan(llama_1b, laptop, engine="llamacpp")
-    assert plan.num_threads == 4
+    assert plan.num_batch_threads == 4
     assert plan.environment == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "4"}
     assert make_plan(llama_1b, laptop, engine="llamacpp", threads=2).num_threads == 2
 

@@ -355,7 +355,8 @@ class LlamaCppEngine(Engine):
         params.n_seq_max = plan.max_sequences
         # One output a sequence and step: the default reserves logits for every row of a batch.
         params.n_outputs_max = plan.max_sequences
-        params.n_threads = params.n_threads_batch = plan.num_threads
+        params.n_threads = plan.num_threads
+        params.n_threads_batch = plan.num_batch_threads
         params.flash_attn_type = binding.FLASH_ATTENTION[plan.flash_attention]
         params.type_k = binding.GGML_TYPES[plan.kv_type_k]
         params.type_v = binding.GGML_TYPES[plan.kv_type_v]
