@@ -16,6 +16,7 @@ Aims, without logprobs and on the demo model: worker <= 60 us, gateway <= 300 us
 
 import argparse
 import asyncio
+import statistics
 import time
 
 from harness import Served, brim_serve, cpu_s, describe_machine, served_plan, serving, show
@@ -99,6 +100,21 @@ async def measure_worker(plan: Plan, args: argparse.Namespace) -> None:
         await worker.terminate()
 
 
+def wakes_us(per_second: float) -> list[float]:
+    """CPU microseconds that a process pays for waking and nothing else, as often as tokens come.
+
+    What a machine charges for leaving idle: part of the gateway's figure, and none of its doing.
+    """
+    samples = []
+    for _ in range(5):
+        before_s = time.process_time()
+        num_wakes = max(5, int(per_second))
+        for _ in range(num_wakes):
+            time.sleep(1 / per_second)
+        samples.append((time.process_time() - before_s) / num_wakes * 1e6)
+    return samples
+
+
 async def measure_gateway(served: Served, args: argparse.Namespace) -> None:
     """Print one row for each number of streams."""
     target = await reach(Endpoint.parse(f"brim={served.url}"))
@@ -119,6 +135,8 @@ async def measure_gateway(served: Served, args: argparse.Namespace) -> None:
             connection.close()
         show(f"gateway, {number} streams", samples, "us/token", digits=1)
         show("    rate", rates, "tok/s", digits=0)
+        rate = statistics.median(rates) / number
+        show(f"    a bare wake {rate:.0f} times a second", wakes_us(rate), "us/wake", digits=1)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from brim.core.machine import MachineSpec
 from brim.machine.cgroup import MemoryGroup, cpu_quota, memory_groups, read_text
-from brim.machine.process import ProcessMemory
+from brim.machine.process_memory import ProcessMemory
 
 KIB = 1024
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from brim.core.machine import MachineSpec
 from brim.errors import ConfigError
-from brim.machine.process import ProcessMemory
+from brim.machine.process_memory import ProcessMemory
 
 MIB = 1024 * 1024
 

@@ -2,18 +2,7 @@
 
 import platform
 
-import msgspec
-
-
-class ProcessMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one process; pages shared with others count in proportion on Linux."""
-
-    dirty_bytes: int
-    """Anonymous memory, swapped or not: what would have to be swapped to be taken away."""
-    resident_bytes: int
-    """What is in RAM, mapped files included."""
-    file_bytes: int = 0
-    """The part of `resident_bytes` that is file pages."""
+from brim.machine.process_memory import ProcessMemory
 
 
 def process_memory(pid: int) -> ProcessMemory | None:
