@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_the_command_that_is_advised_works(tmp_path: Path) -> None:
     assert refused.returncode == 1
     command = refused.stderr.rpartition("brim convert")[2]
     done = subprocess.run(
-        f"{sys.executable} -m brim convert {command}", shell=True, cwd=tmp_path, timeout=60,
+        f"{shlex.quote(sys.executable)} -m brim convert {command}", shell=True, cwd=tmp_path, timeout=60,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -148,18 +148,18 @@ def _plan(
     force: bool,
 ) -> "Plan":
     """A plan for one sequence that holds the longest test, granted by the account."""
+    from brim.cli.neighbours import machine_beside_servers
     from brim.cli.planning import ENGINE_OF_FORMAT
     from brim.config.load import load_settings
     from brim.core.plan import Objective
     from brim.errors import Unsupported
     from brim.ledger.account import Account
-    from brim.machine.reading import read_machine
     from brim.planner.plan import make_plan
     from brim.registry.sources import resolve
 
     if objective not in (None, *Objective):
         raise typer.BadParameter(f"--objective is one of {', '.join(Objective)}; not '{objective}'")
-    spec, machine = resolve(model), read_machine()
+    spec, machine = resolve(model), machine_beside_servers()
     if spec.format not in ENGINE_OF_FORMAT:
         raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
     plan = make_plan(

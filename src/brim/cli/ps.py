@@ -1,12 +1,8 @@
 """`brim ps`: the models of the running server, and what they really hold."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from brim.cli.state import ServerState
-    from brim.runtime.api import ModelStatus
 
 ANSWER_LIMIT_S = 5.0
 """For a server on this machine to answer from memory; longer means that it hangs."""
@@ -20,11 +16,12 @@ def ps(
 ) -> None:
     """List the models of the running server: state, bytes planned and bytes held."""
     from brim.cli.errors import say
+    from brim.cli.neighbours import statuses_of
     from brim.cli.output import gib, print_json, print_table
     from brim.cli.state import one_server
 
     server = one_server(port)
-    statuses = _statuses(server)
+    statuses = statuses_of(server, within_s=ANSWER_LIMIT_S)
     if as_json:
         print_json({"server": server, "models": statuses})
         return
@@ -49,38 +46,3 @@ def ps(
     for status in statuses:
         if status.reason:
             say(f"{status.name}: {status.reason}")
-
-
-def _statuses(server: "ServerState") -> "list[ModelStatus]":
-    """What the server says of its models.
-
-    Raises:
-        BrimError: It does not answer, or not as a server of this version does.
-    """
-    import http.client
-    import urllib.parse
-
-    import msgspec
-
-    from brim.errors import BrimError
-    from brim.runtime.api import ModelStatus
-
-    # Not urllib's opener, which would send a request to this machine through a proxy.
-    address = urllib.parse.urlsplit(server.url)
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=ANSWER_LIMIT_S
-    )
-    try:
-        connection.request("GET", "/brim/ps")
-        response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise BrimError(f"the server on {server.url} answers {response.status}; restart it")
-        return msgspec.json.decode(body, type=list[ModelStatus])
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as exc:
-        raise BrimError(
-            f"the server on {server.url} (pid {server.pid}) gives no answer ({exc}); "
-            "try again, or stop it with: brim stop"
-        ) from exc
-    finally:
-        connection.close()

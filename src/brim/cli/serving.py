@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 
 from brim.cli.errors import say
+from brim.cli.neighbours import machine_beside_servers
 from brim.cli.output import gib
 from brim.cli.planning import room_note
 from brim.cli.state import write_state
@@ -20,7 +21,6 @@ from brim.config.tree import ModelSettings, Settings
 from brim.core.plan import Plan
 from brim.errors import BrimError
 from brim.ledger.account import Account
-from brim.machine.reading import read_machine
 from brim.runtime.gateway import Gateway
 from brim.server.app import build_app
 from brim.server.guard import served_hosts
@@ -40,7 +40,11 @@ async def serve_until_signal(
         BrimError: A model cannot be loaded, or the state file not be written.
     """
     gateway = Gateway(
-        plans, settings=settings, account=Account(), read_machine=read_machine, force=force
+        plans,
+        settings=settings,
+        account=Account(),
+        read_machine=machine_beside_servers,
+        force=force,
     )
     app = build_app(
         gateway,

@@ -1,4 +1,6 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,7 +82,8 @@ class TestResolve:
 
     def test_checkpoint(self) -> None:
         """A safetensors directory is refused with the command that converts it."""
-        with pytest.raises(InvalidRequest, match=r"brim convert \S+/pystd-1m pystd-1m\.gguf$"):
+        advice = f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf"
+        with pytest.raises(InvalidRequest, match=f"{re.escape(advice)}$"):
             resolve(str(PYSTD_1M))
 
     @pytest.mark.parametrize("reference", ["", "  "])

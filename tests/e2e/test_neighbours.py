@@ -1,0 +1,55 @@
+"""Two brim processes on one machine do not grant the same bytes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import require_engine
+from support.server_process import ServerProcess
+
+# One process reads both, so that nothing else can move between the two figures but noise.
+READ_BOTH = """
+import json
+from brim.cli.neighbours import machine_beside_servers
+from brim.machine.reading import read_machine
+print(json.dumps([read_machine().others_bytes, machine_beside_servers().others_bytes]))
+"""
+
+NOISE_BYTES = 64 * 1024 * 1024
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    require_engine("llamacpp")
+    server = ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo")
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.kill()
+
+
+def others_bytes(server: ServerProcess) -> list[int]:
+    """What a new brim process counts as used by others, without and with its neighbours."""
+    command = [sys.executable, "-c", READ_BOTH]
+    done = subprocess.run(command, env=server.environment, capture_output=True, check=True)
+    found: list[int] = json.loads(done.stdout)
+    return found
+
+
+def test_what_a_neighbour_was_granted_counts_as_used(server: ServerProcess) -> None:
+    """The reading grows by the server's plan, less what its worker holds dirty already."""
+    planned_bytes = server.ps()[0]["plan"]["memory"]
+    total_bytes = sum(planned_bytes.values())
+    alone, beside = others_bytes(server)
+    assert alone < beside <= alone + total_bytes + NOISE_BYTES
+    assert beside - alone > total_bytes / 4
+
+
+def test_a_stopped_neighbour_counts_no_more(server: ServerProcess) -> None:
+    """After its end the reading is the machine's own."""
+    server.brim("stop")
+    alone, beside = others_bytes(server)
+    assert abs(beside - alone) < NOISE_BYTES
