@@ -41,9 +41,14 @@ def test_the_command_that_is_advised_works(tmp_path: Path) -> None:
     assert refused.returncode == 1
     command = refused.stderr.rpartition("brim convert")[2]
     done = subprocess.run(
-        f"{shlex.quote(sys.executable)} -m brim convert {command}", shell=True, cwd=tmp_path, timeout=60,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        f"{shlex.quote(sys.executable)} -m brim convert {command}",
+        shell=True,
+        cwd=tmp_path,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "try it: brim run -m pystd-1m.gguf" in done.stderr
     assert (tmp_path / "pystd-1m.gguf").is_file()
