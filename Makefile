@@ -31,7 +31,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@touch $@
 
 demo: $(VENV)/.runtime  ## install brim and stream an answer from the embedded model
-	$(PY) -m brim run --seed 1 "Return the sum of the items of a list." </dev/null
+	$(PY) -m brim run --temp 0 "Return the absolute path of a file." </dev/null
 
 test: check unit  ## run every check and every test
 
