@@ -31,6 +31,7 @@ from harness import (
     serving,
     show,
 )
+from make_standin import default_path
 
 from brim.bench.client import Connection, Endpoint
 from brim.bench.serve import reach
@@ -75,7 +76,7 @@ def bare(loop: BareLoop) -> Measure:
 def main() -> None:
     """Read the options, start everything, measure in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="as `brim serve` takes it")
+    parser.add_argument("model", nargs="?", default=str(default_path()), help="as `brim serve`")
     parser.add_argument("--llama-server", help="its program file; measured with its own defaults")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--idle-tokens", type=int, default=48)
