@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import require_engine
@@ -14,7 +15,13 @@ READ_BOTH = """
 import json
 from brim.cli.neighbours import machine_beside_servers
 from brim.machine.reading import read_machine
-print(json.dumps([read_machine().others_bytes, machine_beside_servers().others_bytes]))
+alone, beside = read_machine(), machine_beside_servers()
+print(json.dumps({
+    "alone": alone.others_bytes,
+    "beside": beside.others_bytes,
+    "new_sources": sorted(beside.sources.keys() - alone.sources.keys()),
+    "source": beside.sources["others_bytes"],
+}))
 """
 
 NOISE_BYTES = 64 * 1024 * 1024
@@ -23,19 +30,15 @@ NOISE_BYTES = 64 * 1024 * 1024
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     require_engine("llamacpp")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo")
-    try:
-        server.wait_ready()
+    with ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo") as server:
         yield server
-    finally:
-        server.kill()
 
 
-def others_bytes(server: ServerProcess) -> list[int]:
+def others_read_by(server: ServerProcess) -> dict[str, Any]:
     """What a new brim process counts as used by others, without and with its neighbours."""
     command = [sys.executable, "-c", READ_BOTH]
     done = subprocess.run(command, env=server.environment, capture_output=True, check=True)
-    found: list[int] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -43,13 +46,16 @@ def test_what_a_neighbour_was_granted_counts_as_used(server: ServerProcess) -> N
     """The reading grows by the server's plan, less what its worker holds dirty already."""
     planned_bytes = server.ps()[0]["plan"]["memory"]
     total_bytes = sum(planned_bytes.values())
-    alone, beside = others_bytes(server)
+    found = others_read_by(server)
+    alone, beside = found["alone"], found["beside"]
     assert alone < beside <= alone + total_bytes + NOISE_BYTES
     assert beside - alone > total_bytes / 4
+    assert found["new_sources"] == []
+    assert found["source"].endswith("plans of other brim servers")
 
 
 def test_a_stopped_neighbour_counts_no_more(server: ServerProcess) -> None:
     """After its end the reading is the machine's own."""
     server.brim("stop")
-    alone, beside = others_bytes(server)
-    assert abs(beside - alone) < NOISE_BYTES
+    found = others_read_by(server)
+    assert abs(found["beside"] - found["alone"]) < NOISE_BYTES

@@ -33,7 +33,8 @@ def machine_beside_servers() -> MachineSpec:
     promised_bytes = sum(_promised_bytes(server) for server in others)
     if not promised_bytes:
         return machine
-    sources = {**machine.sources, "others": "the rest, and plans of other brim servers"}
+    measured = machine.sources.get("others_bytes", "measured")
+    sources = {**machine.sources, "others_bytes": f"{measured}; and plans of other brim servers"}
     return msgspec.structs.replace(
         machine, others_bytes=machine.others_bytes + promised_bytes, sources=sources
     )

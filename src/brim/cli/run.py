@@ -137,13 +137,13 @@ def _plan(
 ) -> "Plan":
     from brim.cli import planning
     from brim.cli.errors import say
-    from brim.cli.neighbours import machine_beside_servers
+    from brim.machine.reading import read_machine
 
     if model is None:
         say(f"no model was named, so the small demo answers; {planning.HOW_TO_GET_A_MODEL}")
     return planning.plan_model(
         planning.DEMO if model is None else model,
-        machine_beside_servers(),
+        read_machine(),
         settings,
         engine=engine,
         context_tokens=context,

@@ -39,8 +39,8 @@ def serve(
 
     from brim.cli import planning, serving
     from brim.cli.errors import say
-    from brim.cli.neighbours import machine_beside_servers
     from brim.config.load import load_settings
+    from brim.machine.reading import read_machine
     from brim.server.serve import listen, new_event_loop
 
     settings = load_settings(
@@ -54,7 +54,7 @@ def serve(
     with listen(settings.server.host, settings.server.port) as listener:
         if not model:
             say(f"no model was named, so the small demo is served; {planning.HOW_TO_GET_A_MODEL}")
-        machine = machine_beside_servers()
+        machine = read_machine()
         plans = [
             planning.plan_model(reference, machine, settings, name=name, context_tokens=context)
             for name, reference in map(planning.split_name, model or [planning.DEMO])
