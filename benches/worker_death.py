@@ -88,17 +88,15 @@ def main() -> int:
     args = parser.parse_args()
     noticed: list[float] = []
     answered: list[float] = []
-    with tempfile.TemporaryDirectory() as directory:
-        server = ServerProcess(Path(directory), "-m", args.model)
-        try:
-            server.wait_ready()
-            name = server.ps()[0]["name"]
-            for _ in range(args.repetitions):
-                errors, next_s = one_death(server, name)
-                noticed += errors
-                answered.append(next_s)
-        finally:
-            server.kill()
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        ServerProcess(Path(directory), "-m", args.model) as server,
+    ):
+        name = server.ps()[0]["name"]
+        for _ in range(args.repetitions):
+            errors, next_s = one_death(server, name)
+            noticed += errors
+            answered.append(next_s)
     figures = {
         "error_event_median_s": statistics.median(noticed),
         "error_event_max_s": max(noticed),

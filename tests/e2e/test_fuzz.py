@@ -11,12 +11,8 @@ from support.server_process import ServerProcess
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path, "-m", "toy", "--ctx", "256")
-    try:
-        server.wait_ready()
+    with ServerProcess(tmp_path, "-m", "toy", "--ctx", "256") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.mark.timeout(400)

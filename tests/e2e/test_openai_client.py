@@ -17,12 +17,8 @@ QUESTION: list[ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     require_engine("llamacpp")
-    server = ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo")
-    try:
-        server.wait_ready()
+    with ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

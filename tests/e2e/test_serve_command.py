@@ -13,12 +13,8 @@ from support.server_process import ServerProcess
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path, "-m", "toy")
-    try:
-        server.wait_ready()
+    with ServerProcess(tmp_path, "-m", "toy") as server:
         yield server
-    finally:
-        server.kill()
 
 
 def long_answer(server: ServerProcess, num_tokens: int) -> tuple[threading.Thread, list[Any]]:

@@ -38,6 +38,18 @@ class ServerProcess:
                 return
         raise AssertionError(self.stderr)
 
+    def __enter__(self) -> "ServerProcess":
+        """Wait until it is ready; it is ended where it never is."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"

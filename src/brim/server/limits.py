@@ -44,13 +44,10 @@ MAX_HISTORY_TOKENS = 1024 * 1024
 """How far back penalties may look: backends keep a ring buffer of that size for each sequence."""
 
 MAX_DRY_BREAKERS = 16
-"""llama.cpp searches the whole vocabulary for each breaker when a sequence is opened."""
+"""llama.cpp searches the whole vocabulary for each breaker when its settings are met first."""
 
 MAX_DRY_BREAKER_CHARS = 40
 """llama.cpp cuts longer ones off without a word."""
-
-MAX_SEED = 2**32 - 2
-"""llama.cpp seeds are 32 bits wide, and the last value means "draw one"."""
 
 MAX_TOKENS = 2**31 - 1
 """Token counts and ids are 32-bit integers below."""

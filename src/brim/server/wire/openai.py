@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from brim.core.sampling import MAX_SEED
 from brim.server import limits
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -77,7 +78,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_tokens: Count | None = None
 
     # Sampling, with llama-server's names where OpenAI has none.
-    seed: Annotated[int, Meta(ge=0, le=limits.MAX_SEED)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
     top_p: Fraction | None = None
     top_k: Annotated[int, Meta(ge=0, le=limits.MAX_TOKENS)] | None = None
