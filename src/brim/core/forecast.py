@@ -1,0 +1,52 @@
+"""How fast a model will run: a forecast with its range, and what it was made from."""
+
+import msgspec
+
+from brim.core.model import KvLayer
+
+
+class SpeedRange(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens a second: nine in ten measurements should lie within low and high."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class SpeedShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a model decides its speed; from a header, a config or a published measurement."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    """Of an attending layer."""
+    key_dim: int
+    vocab_size: int
+    active_bytes: int
+    """Weights that one decoded token reads."""
+    weights_bytes: int
+    active_parameters: int
+    """Multiply-adds of one token outside attention."""
+    kv_layers: tuple[KvLayer, ...] = ()
+    num_experts: int = 0
+    num_active_experts: int = 0
+    num_recurrent_layers: int = 0
+    recurrent_state_bytes: int = 0
+    quant: str = ""
+    """'Q4_K_M', 'F16', 'MLX 4bit', ...: what decides the cost of unpacking weights."""
+
+
+class SpeedForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What one loaded model will do on one machine."""
+
+    decode_tok_s: SpeedRange
+    """One sequence at the depth asked for, machine cool."""
+    prefill_tok_s: SpeedRange
+    """Reading a prompt of the length asked for."""
+    decode_ceiling_tok_s: float | None
+    """Bandwidth over bytes read for a token; no forecast is above it.  None where the bandwidth
+    is not known."""
+    source: str
+    """What it was made from: 'calibration of 2026-11-21', 'measured Macs (M4 Max, llama.cpp)'."""
+    reasons: dict[str, str] = {}
