@@ -4,6 +4,7 @@ Pure: the same model, machine and wishes always give the same plan.  Whether the
 what is already loaded is the ledger's to say.
 """
 
+import bisect
 import functools
 from collections.abc import Callable
 
@@ -13,7 +14,13 @@ from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.errors import ConfigError
 from brim.planner.memory import KV_PADDING_TOKENS, memory_terms, pad_kv_tokens
-from brim.planner.options import exact_options, load_options
+from brim.planner.options import (
+    LoadOptions,
+    Wishes,
+    exact_options,
+    first_that_fits,
+    load_options,
+)
 
 DEFAULT_CONTEXT_TOKENS = 8192
 """Holds most conversations; models trained on 128 K would otherwise take gigabytes of KV."""
@@ -54,20 +61,22 @@ def make_plan(
     flash_attention: bool | None = None,
     threads: int | None = None,
     exact_profile: bool = False,
+    free_bytes: int | None = None,
 ) -> Plan:
     """The plan for one model; None leaves a choice to the planner.
 
     Args:
         spec: The model.
         machine: Where it will run.
-        engine: 'llamacpp' or 'toy'.
+        engine: 'llamacpp', 'mlx' or 'toy'.
         objective: What to favour.
         context_tokens: Longest prompt plus answer of one sequence.
         max_sequences: Most sequences at once.
-        kv_type: ggml type of K and V.
+        kv_type: Type of K and V, or both as 'K/V'.
         flash_attention: Fused attention; needed for a quantised V.
         threads: Threads of the backend.
         exact_profile: Load so that results do not depend on what else is in the batch, to the bit.
+        free_bytes: What may be granted to it: load options give way to memory to stay within.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -78,22 +87,34 @@ def make_plan(
             f"max_sequences is {max_sequences}; it must be 1 to {MAX_SEQUENCES}",
             param="max_sequences",
         )
-    options = load_options(spec, machine, engine, objective, kv_type, flash_attention)
-    if exact_profile and engine == "llamacpp":
-        options = exact_options(spec, kv_type, flash_attention)
-    num_threads, num_batch_threads, threads_reason = _threads(spec, machine, threads)
-    terms = functools.partial(
-        memory_terms,
-        spec,
-        engine=engine,
-        max_sequences=max_sequences,
-        kv_type_k=options.kv_type_k,
-        kv_type_v=options.kv_type_v,
-        micro_batch_tokens=MICRO_BATCH_TOKENS,
-        flash_attention=options.flash_attention,
-        repack_weights=options.repack_weights,
+    wishes = Wishes.of(kv_type, flash_attention)
+    candidates = (
+        [exact_options(spec, wishes)]
+        if exact_profile and engine == "llamacpp"
+        else load_options(spec, machine, engine, objective, wishes)
     )
-    kv_tokens, pool_reason = _pool(context, max_sequences, machine, terms)
+
+    def terms_with(options: LoadOptions, kv_tokens: int) -> MemoryTerms:
+        return memory_terms(
+            spec,
+            engine=engine,
+            kv_tokens=kv_tokens,
+            max_sequences=max_sequences,
+            kv_type_k=options.kv_type_k,
+            kv_type_v=options.kv_type_v,
+            micro_batch_tokens=MICRO_BATCH_TOKENS,
+            flash_attention=options.flash_attention,
+            repack_weights=options.repack_weights,
+        )
+
+    options = first_that_fits(
+        candidates,
+        lambda options: terms_with(options, pad_kv_tokens(context)).total_bytes,
+        free_bytes,
+    )
+    terms = functools.partial(terms_with, options)
+    kv_tokens, pool_reason = _pool(context, max_sequences, machine, terms, free_bytes)
+    num_threads, num_batch_threads, threads_reason = _threads(spec, machine, threads)
     environment, environment_reason = _environment(engine, num_batch_threads, exact_profile)
     return Plan(
         model=spec,
@@ -111,7 +132,7 @@ def make_plan(
         num_threads=num_threads,
         num_batch_threads=num_batch_threads,
         environment=environment,
-        memory=terms(kv_tokens=kv_tokens),
+        memory=terms(kv_tokens),
         reasons={
             "context_tokens": context_reason,
             "kv_tokens": pool_reason,
@@ -146,21 +167,31 @@ def _context(spec: ModelSpec, asked: int | None) -> tuple[int, str]:
 
 
 def _pool(
-    context: int, max_sequences: int, machine: MachineSpec, terms: Callable[..., MemoryTerms]
+    context: int,
+    max_sequences: int,
+    machine: MachineSpec,
+    terms: Callable[[int], MemoryTerms],
+    free_bytes: int | None,
 ) -> tuple[int, str]:
     """Cells that suit `max_sequences` short conversations and one that fills the window, and why.
 
-    `terms` gives the bytes of the model with `kv_tokens` cells.
+    `terms` gives the bytes of the model by its number of cells.
     """
     sharing = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
     window, shared = pad_kv_tokens(context), pad_kv_tokens(max(context, sharing))
     if shared == window:
         return window, "one full window, which all sequences share"
-    extra_bytes = terms(kv_tokens=shared).total_bytes - terms(kv_tokens=window).total_bytes
+    with_more = terms(shared).total_bytes
+    extra_bytes = with_more - terms(window).total_bytes
     if extra_bytes * MAX_POOL_EXTRA_OF_RAM > machine.ram_bytes:
         return window, (
             f"one full window, shared; {shared} tokens for {max_sequences} sequences would cost "
             f"over 1/{MAX_POOL_EXTRA_OF_RAM} of RAM more"
+        )
+    if free_bytes is not None and with_more > free_bytes:
+        return window, (
+            f"one full window, shared; there is no room for {shared} tokens for {max_sequences} "
+            "sequences"
         )
     return shared, (
         f"{SHARED_TOKENS_PER_SEQUENCE} tokens for each of {max_sequences} sequences, at most "
@@ -209,20 +240,25 @@ def largest_context(plan: Plan, machine: MachineSpec, budget_bytes: int) -> int 
     A multiple of 256 below the plan's own, with the pool that suits it and everything else as it
     is; None where none fits.
     """
-    terms = functools.partial(
-        memory_terms,
-        plan.model,
-        engine=plan.engine,
-        max_sequences=plan.max_sequences,
-        kv_type_k=plan.kv_type_k,
-        kv_type_v=plan.kv_type_v,
-        micro_batch_tokens=plan.micro_batch_tokens,
-        flash_attention=plan.flash_attention,
-        repack_weights=plan.repack_weights,
-    )
-    fitting = None
-    for context in range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS):
-        kv_tokens, _ = _pool(context, plan.max_sequences, machine, terms)
-        if terms(kv_tokens=kv_tokens).total_bytes <= budget_bytes:
-            fitting = context
-    return fitting
+
+    def terms(kv_tokens: int) -> MemoryTerms:
+        return memory_terms(
+            plan.model,
+            engine=plan.engine,
+            kv_tokens=kv_tokens,
+            max_sequences=plan.max_sequences,
+            kv_type_k=plan.kv_type_k,
+            kv_type_v=plan.kv_type_v,
+            micro_batch_tokens=plan.micro_batch_tokens,
+            flash_attention=plan.flash_attention,
+            repack_weights=plan.repack_weights,
+        )
+
+    def total_bytes(context: int) -> int:
+        kv_tokens, _ = _pool(context, plan.max_sequences, machine, terms, None)
+        return terms(kv_tokens).total_bytes
+
+    shorter = range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS)
+    # More context never costs less, so those that fit come first.
+    num_fitting = bisect.bisect_right(shorter, budget_bytes, key=total_bytes)
+    return shorter[num_fitting - 1] if num_fitting else None
