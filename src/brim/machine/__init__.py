@@ -1,5 +1,6 @@
-"""The only place that asks the operating system about the machine and its processes.
+"""The only place that asks about a machine and its processes.
 
-`reading` gives one `MachineSpec`, `process` what one process holds; `linux` and `macos` know where
-each system says so.  A figure that the system does not give is None, never a guess.
+`interface` says what every machine answers; `linux_machine`, `macos` and `simulated` implement it,
+`reading` and `process` ask the one at hand, and `chips` describes those that are not.  A figure
+that a system does not give is None, never a guess, and its source says why.
 """

@@ -1,4 +1,4 @@
-"""Linux: /proc, and the control groups that bound this process.
+"""Linux: memory and processors, from /proc and the control groups that bound this process.
 
 Every function takes the root of the file tree, so that recorded trees can be read.
 Source: https://docs.kernel.org/filesystems/proc.html
@@ -15,6 +15,9 @@ from brim.machine.cgroup import MemoryGroup, cpu_quota, memory_groups, read_text
 from brim.machine.process_memory import ProcessMemory
 
 KIB = 1024
+
+_NOT_ON_LINUX = ("chip", "gpu_cores", "memory_bandwidth", "fp32_flops", "cooling")
+"""Figures of a maker's table, which covers Apple's chips."""
 
 
 def read_linux(root: Path = Path("/"), *, own_pids: Sequence[int] = ()) -> MachineSpec:
@@ -40,6 +43,7 @@ def read_linux(root: Path = Path("/"), *, own_pids: Sequence[int] = ()) -> Machi
             "others_bytes": f"what {tightest.source} leaves free, and our own processes",
             "gpu_limit_bytes": "no GPU that shares the memory is known on Linux",
             "performance_cores": cores_source,
+            **dict.fromkeys(_NOT_ON_LINUX, "no table of such machines; see: brim calibrate"),
         },
     )
 

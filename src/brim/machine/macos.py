@@ -1,197 +1,273 @@
-"""macOS: sysctl, vm_stat and libproc, by ctypes and one command.
+"""macOS behind the interface of every machine: what is asked of it, and with which fallback.
 
-Read from Apple's headers and sources and tested on recorded outputs; not yet run on a Mac.
+Written from Apple's headers and sources and tested on recorded outputs; not yet run on a Mac.
 psutil is not asked about memory: up to 7.2.2 its call may fail on macOS 26 and later.
+
+Mapped weights that the GPU has wired are in the system's wired pages and in nobody's footprint, so
+those of our own models count as others' use: too little is promised then, never too much.
 """
 
-import ctypes
-import functools
-import re
-import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from brim.core.machine import MachineSpec
+from brim.core.machine import Conditions, MachineSpec
 from brim.errors import ConfigError
+from brim.machine import chips
+from brim.machine.interface import Reading, conditions_of
+from brim.machine.macos_calls import MacosCalls, NativeCalls
+from brim.machine.macos_formats import (
+    PRESSURE_LEVELS,
+    THERMAL_LEVELS,
+    VmCounters,
+    cooling_of,
+    parse_gpu_cores,
+    parse_low_power_mode,
+    parse_pmset_batt,
+    parse_product,
+    parse_rusage,
+    parse_swap_usage,
+    parse_sysctl_int,
+    parse_sysctl_text,
+    parse_vm_stat,
+    parse_vm_statistics,
+)
 from brim.machine.process_memory import ProcessMemory
 
 MIB = 1024 * 1024
 
-RUSAGE_INFO_V4 = 4
-"""Flavour of proc_pid_rusage, 296 bytes (bsd/sys/resource.h); the u64 fields used here follow."""
-RESIDENT_SIZE, PHYS_FOOTPRINT = 8, 9
-
 VM_STAT = "/usr/bin/vm_stat"
+PMSET = "/usr/bin/pmset"
+IOREG = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator")
+PROFILER = ("/usr/sbin/system_profiler", "-json", "SPHardwareDataType")
+"""190 to 300 ms, so asked once a process; nothing quicker names the product."""
 
-VM_STAT_LIMIT_S = 5.0
-"""It answers in milliseconds, on a machine that swaps in a second or two."""
+PRESSURE_KEY = "kern.memorystatus_vm_pressure_level"
+THERMAL_KEY = "com.apple.system.thermalpressurelevel"
 
-Sysctl = Callable[[str], bytes | None]
-
-
-def read_macos(*, own_pids: Sequence[int] = ()) -> MachineSpec:
-    """Memory and processors of this Mac."""
-    ram = _int(sysctl_bytes("hw.memsize")) or 0
-    used = used_bytes(_vm_stat())
-    own = sum(m.dirty_bytes for pid in own_pids if (m := process_memory(pid)) is not None)
-    gpu_limit, gpu_source = gpu_limit_bytes(sysctl_bytes, metal_working_set_bytes)
-    cores, cores_source = performance_cores(sysctl_bytes)
-    return MachineSpec(
-        name=_text(sysctl_bytes("machdep.cpu.brand_string")) or "Mac",
-        system="darwin",
-        ram_bytes=ram,
-        others_bytes=max(0, used - own),
-        gpu_limit_bytes=gpu_limit,
-        performance_cores=cores,
-        sources={
-            "ram_bytes": "sysctl hw.memsize",
-            "others_bytes": "vm_stat: anonymous - purgeable + wired + compressor - own footprint",
-            "gpu_limit_bytes": gpu_source,
-            "performance_cores": cores_source,
-        },
-    )
+WINDOW_S = 0.25
+"""Between the two readings of the processors' times, which are counted in ticks of 10 ms."""
 
 
-def parse_vm_stat(text: str) -> dict[str, int]:
-    """Pages by name, and 'page size' in bytes, from the output of vm_stat."""
-    values = {name: int(n) for name, n in re.findall(r'^"?([^":\n]+)"?:\s+(\d+)\.$', text, re.M)}
-    size = re.search(r"page size of (\d+) bytes", text)
-    return {**values, "page size": int(size[1])} if size else {}
+class MacosMachine:
+    """A Mac.
+
+    Args:
+        calls: What is asked of the system.
+        own_pids: Processes whose memory and load are ours, asked at each reading.
+        sleep: Waits between two readings of the processors.
+    """
+
+    def __init__(
+        self,
+        calls: MacosCalls | None = None,
+        *,
+        own_pids: Callable[[], Sequence[int]] = tuple,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._calls = NativeCalls() if calls is None else calls
+        self._own_pids = own_pids
+        self._sleep = sleep
+
+    def read_machine(self) -> MachineSpec:
+        """Memory and processors of this Mac.
+
+        Raises:
+            ConfigError: Neither the kernel nor vm_stat says how much memory is in use.
+        """
+        calls = self._calls
+        counters = vm_counters(calls)
+        memories = [self.process_memory(pid) for pid in self._own_pids()]
+        own_bytes = sum(memory.dirty_bytes for memory in memories if memory is not None)
+        readings = {
+            "ram_bytes": Reading(
+                parse_sysctl_int(calls.sysctl("hw.memsize")) or 0, "sysctl hw.memsize"
+            ),
+            "others_bytes": Reading(
+                max(0, counters.used_bytes() - own_bytes),
+                f"{counters.source}: anonymous - purgeable + wired + compressor - own footprint",
+            ),
+            "gpu_limit_bytes": gpu_limit(calls),
+            "performance_cores": performance_cores(calls),
+        }
+        brand = parse_sysctl_text(calls.sysctl("machdep.cpu.brand_string"))
+        readings |= _by_table(calls, brand, readings["ram_bytes"].value)
+        return MachineSpec(
+            name=brand or "Mac",
+            system="darwin",
+            sources={name: reading.source for name, reading in readings.items()},
+            **{name: reading.value for name, reading in readings.items()},
+        )
+
+    def read_conditions(self) -> Conditions:
+        """What this Mac feels now, the processors watched for a quarter of a second."""
+        calls = self._calls
+        return conditions_of(
+            {
+                "pressure": _pressure(calls),
+                **_memory(calls),
+                "stalled_percent": Reading(None, "macOS does not measure stalls"),
+                "thermal": _thermal(calls),
+                "hottest_celsius": Reading(None, "macOS gives temperatures to root alone"),
+                "is_throttled": Reading(None, "macOS does not say; see thermal"),
+                **_power(calls),
+                "busy_fraction": self._busy_fraction(),
+            }
+        )
+
+    def process_memory(self, pid: int) -> ProcessMemory | None:
+        """proc_pid_rusage's footprint and resident size."""
+        data = self._calls.rusage(pid)
+        return None if data is None else parse_rusage(data)
+
+    def resident_bytes(self, pid: int) -> int | None:
+        """proc_pid_rusage's resident size, which leaves out what the GPU alone has mapped."""
+        memory = self.process_memory(pid)
+        return None if memory is None else memory.resident_bytes
+
+    def _busy_fraction(self) -> Reading:
+        own_pids = self._own_pids()
+        before = self._calls.cpu_times(own_pids)
+        self._sleep(WINDOW_S)
+        after = self._calls.cpu_times(own_pids)
+        total_s = after.total_s - before.total_s
+        if total_s <= 0:
+            return Reading(None, "the processors' times do not move")
+        others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+        source = f"host_statistics over {WINDOW_S:g} s, without our own processes"
+        return Reading(min(1.0, max(0.0, others_s / total_s)), source)
 
 
-def used_bytes(vm_stat: dict[str, int]) -> int:
-    """What is in use as Activity Monitor counts it: app memory, wired and compressed.
-
-    File pages and purgeable memory are given back on demand and do not count.
+def vm_counters(calls: MacosCalls) -> VmCounters:
+    """The system's pages, from the kernel or, where it does not answer, from vm_stat.
 
     Raises:
-        ConfigError: A counter is missing; without it, memory in use would be promised again.
+        ConfigError: Neither says them; without, memory in use would be promised again.
     """
+    data = calls.vm_statistics()
+    page_bytes = parse_sysctl_int(calls.sysctl("hw.pagesize")) or 0
+    counters = None if data is None else parse_vm_statistics(data, page_bytes)
+    if counters is not None:
+        return counters
+    text = calls.command(VM_STAT)
+    if text is None:
+        raise _no_counters("cannot be asked")
     try:
-        pages = (
-            vm_stat["Anonymous pages"]
-            - vm_stat["Pages purgeable"]
-            + vm_stat["Pages wired down"]
-            + vm_stat["Pages occupied by compressor"]
-        )
-        return pages * vm_stat["page size"]
+        return parse_vm_stat(text)
     except KeyError as exc:
-        raise _vm_stat_fails(f"does not say {exc}") from exc
+        raise _no_counters(f"does not say {exc}") from exc
 
 
-def gpu_limit_bytes(sysctl: Sysctl, metal: Callable[[], int | None]) -> tuple[int | None, str]:
-    """What the GPU may keep resident, from Metal or the operator's override, and its source.
+def gpu_limit(calls: MacosCalls) -> Reading:
+    """What the GPU may keep resident, from Metal or the operator's override.
 
     The default share of RAM differs by release and memory size, so it is asked, never computed.
     """
-    working_set = metal()
+    working_set = calls.metal_working_set_bytes()
     if working_set:
-        return working_set, "Metal recommendedMaxWorkingSetSize"
-    override = _int(sysctl("iogpu.wired_limit_mb"))
+        return Reading(working_set, "Metal recommendedMaxWorkingSetSize")
+    override = parse_sysctl_int(calls.sysctl("iogpu.wired_limit_mb"))
     if override:
-        return override * MIB, "sysctl iogpu.wired_limit_mb"
-    return None, "Metal gives no device here and iogpu.wired_limit_mb is not set"
+        return Reading(override * MIB, "sysctl iogpu.wired_limit_mb")
+    return Reading(None, "Metal gives no device here and iogpu.wired_limit_mb is not set")
 
 
-def performance_cores(sysctl: Sysctl) -> tuple[int, str]:
+def performance_cores(calls: MacosCalls) -> Reading:
     """Cores without the slowest tier, by index: level 0 is the fastest, whatever it is called."""
-    num_levels = _int(sysctl("hw.nperflevels")) or 0
-    counts = [_int(sysctl(f"hw.perflevel{level}.physicalcpu")) or 0 for level in range(num_levels)]
+
+    def number(name: str) -> int:
+        return parse_sysctl_int(calls.sysctl(name)) or 0
+
+    num_levels = number("hw.nperflevels")
+    counts = [number(f"hw.perflevel{level}.physicalcpu") for level in range(num_levels)]
     if not any(counts):
-        return _int(sysctl("hw.physicalcpu")) or 1, "sysctl hw.physicalcpu"
+        return Reading(number("hw.physicalcpu") or 1, "sysctl hw.physicalcpu")
     # On some chips the last level is a fast one as well; only a level of that name is slow.
-    last = _text(sysctl(f"hw.perflevel{num_levels - 1}.name"))
+    last = parse_sysctl_text(calls.sysctl(f"hw.perflevel{num_levels - 1}.name"))
     if last == "Efficiency" and any(counts[:-1]):
         counts = counts[:-1]
-    return sum(counts), f"sysctl hw.perflevel0..{len(counts) - 1}.physicalcpu"
+    return Reading(sum(counts), f"sysctl hw.perflevel0..{len(counts) - 1}.physicalcpu")
 
 
-def process_memory(pid: int) -> ProcessMemory | None:
-    """proc_pid_rusage's footprint (what Activity Monitor shows) and resident size."""
+def _by_table(calls: MacosCalls, brand: str, ram_bytes: int) -> dict[str, Reading]:
+    """What the chip is, and what its maker says of it."""
+    product = parse_product(calls.fixed(*PROFILER) or "")
+    cooling = Reading(cooling_of(product), f"system_profiler: {product or 'no answer'}")
+    num_cores = parse_gpu_cores(calls.fixed(*IOREG) or "")
+    gpu_cores = Reading(num_cores, "ioreg gpu-core-count" if num_cores else "ioreg does not say")
+    chip = chips.find_chip(brand, num_cores, ram_bytes)
+    if chip is None:
+        no_entry = Reading(None, f"no entry for '{brand}' in the chip table")
+        figures = dict.fromkeys(("chip", "memory_bandwidth", "fp32_flops"), no_entry)
+        return {**figures, "gpu_cores": gpu_cores, "cooling": cooling}
+    if num_cores is None:
+        gpu_cores = Reading(chip.gpu_cores, "assumed: the lower bin, since ioreg does not say")
+    return {
+        "chip": Reading(chip.chip, "sysctl machdep.cpu.brand_string"),
+        "gpu_cores": gpu_cores,
+        "memory_bandwidth": Reading(
+            round(chip.memory_bandwidth_gb_s * chips.GIGA), "chip table: what Apple states"
+        ),
+        "fp32_flops": Reading(*chips.fp32_flops(chip)),
+        "cooling": cooling,
+    }
+
+
+def _pressure(calls: MacosCalls) -> Reading:
+    level = parse_sysctl_int(calls.sysctl(PRESSURE_KEY))
+    if level not in PRESSURE_LEVELS:
+        return Reading(None, f"sysctl {PRESSURE_KEY} gives {level}")
+    return Reading(PRESSURE_LEVELS[level], f"sysctl {PRESSURE_KEY}")
+
+
+def _memory(calls: MacosCalls) -> dict[str, Reading]:
+    data = calls.sysctl("vm.swapusage")
+    swap_used = Reading(None if data is None else parse_swap_usage(data), "sysctl vm.swapusage")
     try:
-        libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
-    except OSError:
-        return None
-    # More than any flavour's struct, since the kernel writes the whole of it.
-    fields = (ctypes.c_uint64 * 64)()
-    if libproc.proc_pid_rusage(ctypes.c_int(pid), RUSAGE_INFO_V4, ctypes.byref(fields)):
-        return None
-    return ProcessMemory(dirty_bytes=fields[PHYS_FOOTPRINT], resident_bytes=fields[RESIDENT_SIZE])
+        counters = vm_counters(calls)
+    except ConfigError as exc:
+        names = ("compressor_ratio", "swapped_out_bytes", "swapped_in_bytes")
+        return {"swap_used_bytes": swap_used, **dict.fromkeys(names, Reading(None, exc.message))}
+    page_bytes, source = counters.page_bytes, counters.source
+
+    def swapped(pages: int) -> Reading:
+        return Reading(pages * page_bytes, f"{source}, since boot")
+
+    return {
+        "compressor_ratio": Reading(
+            counters.compressor_ratio(), f"{source}: compressor / (active + inactive + free)"
+        ),
+        "swap_used_bytes": swap_used,
+        "swapped_out_bytes": swapped(counters.swapouts),
+        "swapped_in_bytes": swapped(counters.swapins),
+    }
 
 
-def sysctl_bytes(name: str) -> bytes | None:
-    """The raw value of a sysctl; None where there is no such key."""
-    libc = _libsystem()
-    if libc is None:
-        return None
-    size = ctypes.c_size_t(0)
-    if libc.sysctlbyname(name.encode(), None, ctypes.byref(size), None, 0):
-        return None
-    size.value += 16  # room for growth between the two calls
-    buffer = ctypes.create_string_buffer(size.value)
-    if libc.sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0):
-        return None
-    return buffer.raw[: size.value]
+def _thermal(calls: MacosCalls) -> Reading:
+    level = calls.notify_state(THERMAL_KEY)
+    if level is None or level >= len(THERMAL_LEVELS):
+        return Reading(None, f"notify key {THERMAL_KEY} gives {level}")
+    return Reading(THERMAL_LEVELS[level], f"notify key {THERMAL_KEY}")
 
 
-def metal_working_set_bytes() -> int | None:
-    """`recommendedMaxWorkingSetSize` of the default Metal device; None where there is none."""
-    try:
-        # Metal finds no default device in a process without CoreGraphics.
-        ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
-        metal = ctypes.CDLL("/System/Library/Frameworks/Metal.framework/Metal")
-        objc = ctypes.CDLL("/usr/lib/libobjc.A.dylib")
-    except OSError:
-        return None
-    metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
-    device = metal.MTLCreateSystemDefaultDevice()
-    if not device:
-        return None
-    objc.sel_registerName.restype = ctypes.c_void_p
-    objc.sel_registerName.argtypes = [ctypes.c_char_p]
-    send = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)(
-        ("objc_msgSend", objc)
-    )
-    return int(send(device, objc.sel_registerName(b"recommendedMaxWorkingSetSize"))) or None
+def _power(calls: MacosCalls) -> dict[str, Reading]:
+    is_low_power = parse_low_power_mode(calls.command(PMSET, "-g") or "")
+    battery = parse_pmset_batt(calls.command(PMSET, "-g", "batt") or "")
+    on_battery: Any = None if battery is None else battery.is_on_battery
+    percent: Any = None if battery is None else battery.percent
+    return {
+        "is_low_power": Reading(is_low_power, _said(is_low_power, "pmset -g: lowpowermode")),
+        "is_on_battery": Reading(on_battery, _said(on_battery, "pmset -g batt")),
+        "battery_percent": Reading(percent, _said(percent, "pmset -g batt")),
+    }
 
 
-@functools.cache
-def _libsystem() -> Any:
-    """libSystem, which is in the shared cache and not on disk; None where there is none."""
-    try:
-        libc = ctypes.CDLL("/usr/lib/libSystem.B.dylib", use_errno=True)
-    except OSError:
-        return None
-    size = ctypes.POINTER(ctypes.c_size_t)
-    libc.sysctlbyname.argtypes = [
-        ctypes.c_char_p, ctypes.c_void_p, size, ctypes.c_void_p, ctypes.c_size_t,
-    ]  # fmt: skip
-    libc.sysctlbyname.restype = ctypes.c_int
-    return libc
+def _said(value: object, source: str) -> str:
+    return f"{source} does not say" if value is None else source
 
 
-def _vm_stat() -> dict[str, int]:
-    try:
-        result = subprocess.run(
-            [VM_STAT], capture_output=True, text=True, check=False, timeout=VM_STAT_LIMIT_S
-        )
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise _vm_stat_fails(f"cannot be asked ({exc})") from exc
-    return parse_vm_stat(result.stdout)
-
-
-def _vm_stat_fails(what: str) -> ConfigError:
+def _no_counters(what: str) -> ConfigError:
     return ConfigError(
-        f"{VM_STAT} {what}, so nobody knows how much memory is free; run it by hand, and start "
-        "brim again when it answers"
+        f"host_statistics64 gives no answer and {VM_STAT} {what}, so nobody knows how much memory "
+        f"is free; run {VM_STAT} by hand, and start brim again when it answers"
     )
-
-
-def _int(value: bytes | None) -> int | None:
-    if value is None or len(value) not in (4, 8):
-        return None
-    return int.from_bytes(value, "little", signed=len(value) == 4)
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").split(b"\0", 1)[0].decode("utf-8", "replace")

@@ -1,21 +1,16 @@
 """What one process holds, by the system's own account."""
 
-import platform
-
+from brim.errors import ConfigError
 from brim.machine.process_memory import ProcessMemory
+from brim.machine.reading import machine_at_hand
 
 
 def process_memory(pid: int) -> ProcessMemory | None:
     """What a process holds; None where it is gone, not ours to read, or the system does not say."""
-    if platform.system() == "Linux":
-        from brim.machine import linux
-
-        return linux.process_memory(pid)
-    if platform.system() == "Darwin":
-        from brim.machine import macos
-
-        return macos.process_memory(pid)
-    return None
+    try:
+        return machine_at_hand().process_memory(pid)
+    except ConfigError:  # neither Linux nor macOS
+        return None
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -23,9 +18,7 @@ def resident_bytes(pid: int) -> int | None:
 
     Cheap enough to be asked every few seconds, whatever the process's size.
     """
-    if platform.system() == "Linux":
-        from brim.machine import linux
-
-        return linux.resident_bytes(pid)
-    memory = process_memory(pid)
-    return None if memory is None else memory.resident_bytes
+    try:
+        return machine_at_hand().resident_bytes(pid)
+    except ConfigError:  # neither Linux nor macOS
+        return None

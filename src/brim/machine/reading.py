@@ -1,10 +1,28 @@
-"""One reading of the machine, whichever system it runs."""
+"""The machine at hand, whichever system it runs."""
 
 import os
 import platform
 
-from brim.core.machine import MachineSpec
+from brim.core.machine import Conditions, MachineSpec
 from brim.errors import ConfigError
+from brim.machine.interface import Machine
+
+
+def machine_at_hand() -> Machine:
+    """The machine that runs this process.
+
+    Raises:
+        ConfigError: The system is neither Linux nor macOS.
+    """
+    if platform.system() == "Linux":
+        from brim.machine.linux_machine import LinuxMachine
+
+        return LinuxMachine(own_pids=own_pids)
+    if platform.system() == "Darwin":
+        from brim.machine.macos import MacosMachine
+
+        return MacosMachine(own_pids=own_pids)
+    raise ConfigError(f"brim runs on Linux and macOS, not on {platform.system()}")
 
 
 def read_machine() -> MachineSpec:
@@ -13,17 +31,18 @@ def read_machine() -> MachineSpec:
     Takes about a millisecond for each child, so that it can be asked before every grant.
 
     Raises:
+        ConfigError: The system is neither Linux nor macOS, or does not say what is in use.
+    """
+    return machine_at_hand().read_machine()
+
+
+def read_conditions() -> Conditions:
+    """Pressure, swap, heat, power and the load of others now; takes about a quarter of a second.
+
+    Raises:
         ConfigError: The system is neither Linux nor macOS.
     """
-    if platform.system() == "Linux":
-        from brim.machine import linux
-
-        return linux.read_linux(own_pids=own_pids())
-    if platform.system() == "Darwin":
-        from brim.machine import macos
-
-        return macos.read_macos(own_pids=own_pids())
-    raise ConfigError(f"brim runs on Linux and macOS, not on {platform.system()}")
+    return machine_at_hand().read_conditions()
 
 
 def own_pids() -> list[int]:
