@@ -10,6 +10,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from support.models import PYSTD_1M
 
 from brim.errors import (
     BrimError,
@@ -27,8 +29,9 @@ from brim.errors import (
     Unauthorized,
 )
 from brim.registry import hub as hub_module
+from brim.registry import remote
 from brim.registry.hub import Hub
-from brim.registry.sources import DEMO_PATH, list_local, resolve
+from brim.registry.sources import DEMO_PATH, describe, list_local, resolve
 
 COMMIT = "c0ffee" + "0" * 34
 DEMO = DEMO_PATH.read_bytes()
@@ -49,6 +52,8 @@ class FakeHub:
         self.hold: threading.Event | None = None
         """Where set, a transfer stops half-way until the event."""
         self.half_sent = threading.Event()
+        self.ignores_ranges = False
+        self.num_sent_bytes = 0
         self.endpoint = ""
 
     def sha256(self, name: str) -> str:
@@ -108,13 +113,16 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(302, headers, b"")
 
     def bytes_of(self, data: bytes) -> None:
-        start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        asked = None if self.hub.ignores_ranges else self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-")[6:].partition("-")
+        start, end = int(first), min(int(last or len(data)) + 1, len(data))
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        rest = data[start:end]
+        self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        rest = data[start:]
+        self.hub.num_sent_bytes += len(rest)
         cut, self.hub.cut_after = self.hub.cut_after, None
         if cut is not None:
             self.wfile.write(rest[:cut])
@@ -126,7 +134,9 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.hold.wait(30)
             self.close_connection = True
         else:
-            self.wfile.write(rest)
+            # Who wants a header only leaves early where ranges are ignored.
+            with suppress(ConnectionError):
+                self.wfile.write(rest)
 
     def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -391,6 +401,99 @@ class TestRefusals:
         """A refusal of another kind is quoted with its status."""
         server.answers["/api/"] = (429, {}, b"")
         assert "status 429" in error_of("hf:org/demo", hub, NotFound)
+
+
+PYSTD = {path.name: path.read_bytes() for path in PYSTD_1M.iterdir() if path.is_file()}
+
+
+def large(megabytes: int) -> bytes:
+    """The demo model with unused bytes behind its tensors."""
+    return DEMO + bytes(megabytes << 20)
+
+
+class TestDescribe:
+    def test_only_headers_are_fetched(self, server: FakeHub, hub: Hub) -> None:
+        """A model on the hub is described as its file is, from its first megabyte, and not kept."""
+        server.files["Demo-Q8_0.gguf"] = server.published["Demo-Q8_0.gguf"] = large(8)
+        spec = describe("hf:org/demo", hub=hub)
+        here = describe("demo")
+        assert (spec.name, spec.paths) == ("demo-q8_0", ())
+        assert (spec.weights_bytes, spec.kv_layers) == (here.weights_bytes, here.kv_layers)
+        assert server.num_sent_bytes <= 1 << 20
+        assert not list(hub.cache_dir.glob("**/*.gguf"))
+
+    def test_a_header_of_several_requests(
+        self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A header that goes on after the first request is fetched on from there."""
+        monkeypatch.setattr(remote, "FIRST_BYTES", 4096)
+        assert describe("hf:org/demo", hub=hub).num_layers == 6
+        assert [span for span in server.transfers() if span][:2] == [
+            "bytes=0-4095", "bytes=4096-8191",
+        ]  # fmt: skip
+
+    def test_a_cached_file_is_not_asked_for(self, server: FakeHub, hub: Hub) -> None:
+        """What is in the cache is described from there."""
+        fetched = resolve("hf:org/demo", hub=hub)
+        server.requests.clear()
+        assert describe("hf:org/demo:Q8_0", hub=hub) == fetched
+        assert server.transfers() == []
+
+    def test_a_server_without_ranges(self, server: FakeHub, hub: Hub) -> None:
+        """A server that sends everything is left after what was wanted."""
+        server.ignores_ranges = True
+        assert describe("hf:org/demo", hub=hub).num_layers == 6
+
+    def test_safetensors(self, server: FakeHub, hub: Hub) -> None:
+        """A repository with a checkpoint is described from its config and its parts' headers."""
+        server.files = server.published = dict(PYSTD)
+        spec = describe("hf:org/demo", hub=hub)
+        here = describe(str(PYSTD_1M))
+        assert (spec.name, spec.format) == ("demo", "safetensors")
+        assert (spec.weights_bytes, spec.fingerprint) == (here.weights_bytes, here.fingerprint)
+
+    def test_a_quant_for_a_checkpoint(self, server: FakeHub, hub: Hub) -> None:
+        """With a quant the config alone is fetched."""
+        server.files = server.published = dict(PYSTD)
+        spec = describe("hf:org/demo", quant="Q4_K_M", hub=hub)
+        assert (spec.quant, spec.is_estimated) == ("Q4_K_M", True)
+        assert server.num_sent_bytes == len(PYSTD["config.json"])
+
+    def test_an_address(self, server: FakeHub) -> None:
+        """A GGUF file at an address is described by ranges too."""
+        spec = describe(f"{server.endpoint}/org/demo/resolve/main/Demo-Q8_0.gguf")
+        assert (spec.name, spec.num_layers) == ("demo-q8_0", 6)
+
+    @pytest.mark.parametrize(
+        ("reference", "kind", "says"),
+        [
+            ("{endpoint}/org/demo/resolve/main/No.gguf", NotFound, "answers 404"),
+            ("{endpoint}/page.html", NotFound, "no address of a .gguf file"),
+            ("http://127.0.0.1:9/x.gguf", NotFound, "check the connection"),
+            ("hf:org", NotFound, "not of the form"),
+            ("hf:org/demo:Q2_K", NotFound, "has no quant Q2_K"),
+        ],
+    )
+    def test_refusals(
+        self, server: FakeHub, hub: Hub, reference: str, kind: type[BrimError], says: str
+    ) -> None:
+        """What is not there gives one sentence."""
+        with pytest.raises(kind) as caught:
+            describe(reference.format(endpoint=server.endpoint), hub=hub)
+        assert says in caught.value.message
+
+    def test_a_gated_repository(self, server: FakeHub, hub: Hub) -> None:
+        """A file that wants a login says how to log in."""
+        server.answers["/org/demo/resolve"] = (403, {}, b"")
+        with pytest.raises(Unauthorized, match="hf auth login"):
+            describe("hf:org/demo", hub=hub)
+
+    def test_damage(self, server: FakeHub, hub: Hub) -> None:
+        """A remote header that is none is refused with the file's name."""
+        server.files["Demo-Q8_0.gguf"] = b"<html>" + bytes(1000)
+        server.published = server.files
+        with pytest.raises(ModelFileError, match=r"Demo-Q8_0\.gguf of hf:org/demo is not a GGUF"):
+            describe("hf:org/demo", hub=hub)
 
 
 def make_unreachable(server: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> str:

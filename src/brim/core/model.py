@@ -63,6 +63,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_recurrent_layers: int = 0
     recurrent_state_bytes: int = 0
     """What one sequence's state takes over all recurrent layers, however long the sequence is."""
+    widths: dict[str, int] = {}
+    """Whole numbers of the header that only some architectures have, by GGUF's key without the
+    architecture's name ('attention.kv_lora_rank', 'expert_feed_forward_length',
+    'ssm.inner_size', ...): what scratch memory depends on beside the fields above."""
     quant: str = ""
     """The recipe's name as the file gives it: F16, Q8_0, Q4_K_M, ..."""
     chat_template: str | None = None

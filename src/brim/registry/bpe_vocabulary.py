@@ -12,7 +12,10 @@ from typing import Any
 import msgspec
 
 from brim.errors import ModelFileError, Unsupported
-from brim.registry.safetensors_file import read_json
+from brim.registry.safetensors_header import read_json
+
+MAX_TOKENIZER_BYTES = 128 * 1024 * 1024
+"""Of a tokenizer.json; those with 262,144 tokens have 33 MB."""
 
 
 class TokenType(IntEnum):
@@ -101,7 +104,7 @@ def read_vocabulary(model_dir: Path, vocab_size: int) -> Vocabulary:
 
 def _read(path: Path) -> _Tokenizer:
     """A tokenizer whose tokens llama.cpp would give as well, or an error."""
-    found = read_json(path)
+    found = read_json(path, max_bytes=MAX_TOKENIZER_BYTES)
     kind = model.get("type") if isinstance(model := found.get("model"), dict) else None
     if kind != "BPE":
         raise Unsupported(f"{path}: brim converts BPE tokenizers, this one is {kind}")

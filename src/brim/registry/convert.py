@@ -19,7 +19,8 @@ from brim.core.model import ModelSpec
 from brim.errors import ModelFileError, NotFound, Unsupported
 from brim.registry.bpe_vocabulary import Vocabulary, read_vocabulary
 from brim.registry.describe import describe_gguf
-from brim.registry.safetensors_file import Floats, SafeTensor, read_checkpoint, read_json
+from brim.registry.safetensors_file import Floats, load_values, read_checkpoint
+from brim.registry.safetensors_header import SafeTensor, read_json
 
 Quant = Literal["F16", "Q8_0"]
 
@@ -194,7 +195,7 @@ def _llama_tensors(config: LlamaConfig, num_tensors: int) -> Iterator[tuple[str,
 
 def _check_tied(tensors: dict[str, SafeTensor]) -> None:
     head, embedding = tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")
-    if embedding is None or not np.array_equal(head.load(), embedding.load()):
+    if embedding is None or not np.array_equal(load_values(head), load_values(embedding)):
         raise ModelFileError(
             f"{head.path}: config.json ties lm_head to the embeddings, and they differ"
         )
@@ -246,7 +247,7 @@ def _write_tensors(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, target in targets.items():
-        values = tensors[name].load()
+        values = load_values(tensors[name])
         if target.num_rope_heads:
             values = rope_rows_interleaved(values, target.num_rope_heads)
         writer.write_tensor_data(_encoded(tensors[name], values, kinds[name]))

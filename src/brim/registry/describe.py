@@ -6,18 +6,24 @@ Says nothing about whether the model fits or runs here: that is planner's and th
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from brim.core.model import ModelSpec
 from brim.errors import ModelFileError
 from brim.registry.ggml_types import FILE_TYPE_GUESSED, FILE_TYPES
-from brim.registry.gguf_header import GgufArray, GgufHeader, read_gguf_header
+from brim.registry.gguf_header import GgufArray, GgufHeader, TensorInfo, read_gguf_header
+from brim.registry.gguf_keys import GgufKeys
+from brim.registry.layers import (
+    kv_layers,
+    num_kv_heads,
+    recurrent_layers,
+    recurrent_state_values,
+)
+from brim.registry.weights import EMBEDDING, sum_weights
 
 SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """How llama.cpp names the parts of a split file; it finds the others by it."""
-
-RECURRENT_TENSOR = re.compile(r"blk\.(\d+)\.(ssm_|time_mix_|shortconv)")
-"""Hybrids say in many ways which layers are recurrent; those that are have such weights."""
 
 MAX_PARTS = 1_000
 """Parts of one model; the largest published ones have under a hundred."""
@@ -44,8 +50,25 @@ def describe_gguf(path: str | Path, name: str | None = None) -> ModelSpec:
     path = Path(path)
     parts = split_parts(path)
     headers = [read_gguf_header(part) for part in parts]
+    # Links are kept: in a download cache only they have the names that splits need.
+    paths = tuple(str(part.absolute()) for part in parts)
+    return describe_headers(headers, name or model_stem(path.name).lower(), paths=paths)
+
+
+def describe_headers(
+    headers: Sequence[GgufHeader], name: str, *, paths: tuple[str, ...] = ()
+) -> ModelSpec:
+    """The model whose parts have these headers, in order; `paths` where they are files here.
+
+    Raises:
+        ModelFileError: They do not belong together, or are of no language model.
+    """
     _check_split(headers)
-    return _Description(headers).spec(name or model_stem(path.name).lower())
+    model = GgufModel(
+        GgufKeys(headers[0].where, headers[0].metadata),
+        [tensor for header in headers for tensor in header.tensors],
+    )
+    return model.spec(name, paths=paths, fingerprint=_fingerprint(headers))
 
 
 def model_stem(file_name: str) -> str:
@@ -81,147 +104,122 @@ def split_parts(path: Path) -> list[Path]:
     return parts
 
 
-def _check_split(headers: list[GgufHeader]) -> None:
+def _check_split(headers: Sequence[GgufHeader]) -> None:
     """Each part says itself which one it is; the names must agree."""
     for number, header in enumerate(headers):
         count, own = header.metadata.get("split.count", 0), header.metadata.get("split.no", 0)
         if (count or 1) != len(headers) or own != number:
             raise ModelFileError(
-                f"{header.path} says that it is part {own} (counted from 0) of {count}, but stands "
-                f"as {number} of {len(headers)}; give the parts their names as published"
+                f"{header.where} says that it is part {own} (counted from 0) of {count}, but "
+                f"stands as {number} of {len(headers)}; give the parts their names as published"
             )
 
 
-class _Description:
-    """The keys of one model's first header, and the tensors of all its parts."""
+class GgufModel:
+    """The keys of one model's first header, and the tensors of all its parts.
 
-    def __init__(self, headers: list[GgufHeader]) -> None:
-        self.headers = headers
-        self.path = headers[0].path
-        self.metadata = headers[0].metadata
-        self.tensors = [tensor for header in headers for tensor in header.tensors]
-        self.architecture = self.text("general.architecture")
+    Args:
+        keys: Its metadata.
+        tensors: Of all parts.
+    """
 
-    def spec(self, name: str) -> ModelSpec:
-        self.check_is_text_model()
-        hidden_size = self.count("embedding_length")
-        num_layers = self.count("block_count", most=len(self.tensors))
-        heads = self.per_layer("attention.head_count", num_layers, default=0)
+    def __init__(self, keys: GgufKeys, tensors: Sequence[TensorInfo]) -> None:
+        self.keys = keys
+        self.tensors = tensors
+
+    def spec(self, name: str, *, paths: tuple[str, ...], fingerprint: str) -> ModelSpec:
+        """Its description.
+
+        Raises:
+            ModelFileError: It is no language model, or a key is missing or damaged.
+        """
+        self._check_is_text_model()
+        keys = self.keys
+        hidden_size = keys.count("embedding_length")
+        num_blocks = keys.count("block_count", most=len(self.tensors))
+        # The last blocks may be heads that predict several tokens, which plain decoding skips.
+        num_layers = num_blocks - keys.count("nextn_predict_layers", default=0, most=num_blocks - 1)
+        heads = keys.per_layer("attention.head_count", num_blocks, default=0)[:num_layers]
         width = hidden_size // max(heads) if max(heads) else 0
+        key_dim = keys.count("attention.key_length", default=width)
+        value_dim = keys.count("attention.value_length", default=width)
+        names = [tensor.name for tensor in self.tensors]
+        is_recurrent = recurrent_layers(keys, num_blocks, names)[:num_layers]
+        kv_heads = num_kv_heads(keys, num_blocks, heads, is_recurrent)
+        num_experts = keys.optional("expert_count")
+        num_active = min(self._num_active_experts(num_blocks), num_experts)
+        sums = sum_weights(
+            self.tensors,
+            num_layers=num_layers,
+            num_experts=num_experts,
+            num_active_experts=num_active,
+        )
+        state_values = recurrent_state_values(keys, hidden_size, max(heads), key_dim)
         return ModelSpec(
             name=name,
-            # Links are kept: in a download cache only they have the names that splits need.
-            paths=tuple(str(header.path.absolute()) for header in self.headers),
+            paths=paths,
             format="gguf",
-            architecture=self.architecture or "",
-            fingerprint=self.fingerprint(),
-            num_parameters=sum(tensor.num_elements for tensor in self.tensors),
-            weights_bytes=sum(tensor.size_bytes for tensor in self.tensors),
+            architecture=keys.architecture,
+            fingerprint=fingerprint,
+            num_parameters=sums.num_parameters,
+            weights_bytes=sums.weights_bytes,
             num_layers=num_layers,
             hidden_size=hidden_size,
             num_heads=max(heads),
-            num_kv_heads=self.num_kv_heads(num_layers, heads),
-            key_dim=self.count("attention.key_length", default=width),
-            value_dim=self.count("attention.value_length", default=width),
-            vocab_size=self.vocab_size(),
-            trained_context_tokens=self.count("context_length"),
-            feed_forward_size=max(self.per_layer("feed_forward_length", num_layers, default=0)),
-            recurrent_state_bytes=self.recurrent_state_bytes(hidden_size),
-            quant=self.quant(),
-            chat_template=self.text("tokenizer.chat_template"),
-            license=self.text("general.license"),
+            num_kv_heads=kv_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            vocab_size=self._vocab_size(),
+            trained_context_tokens=keys.count("context_length", most=2**31),
+            kv_layers=kv_layers(keys, kv_heads, is_recurrent, key_dim=key_dim, value_dim=value_dim),
+            feed_forward_size=sums.feed_forward_size or self._feed_forward_length(num_blocks),
+            num_experts=num_experts,
+            num_active_experts=num_active,
+            active_bytes=sums.active_bytes,
+            active_parameters=sums.active_parameters,
+            matrix_bytes=sums.matrix_bytes,
+            embedding_bytes=sums.embedding_bytes,
+            num_recurrent_layers=sum(is_recurrent),
+            recurrent_state_bytes=sum(is_recurrent) * state_values * 4,
+            widths=keys.widths(),
+            quant=self._quant(),
+            chat_template=keys.text("tokenizer.chat_template"),
+            license=keys.text("general.license"),
         )
 
-    def check_is_text_model(self) -> None:
-        kind = self.text("general.type") or "model"
+    def _check_is_text_model(self) -> None:
+        kind = self.keys.text("general.type") or "model"
         what = NOT_TEXT_MODELS.get(kind)
-        if what is None and self.architecture == "clip":
+        if what is None and self.keys.architecture == "clip":
             what = NOT_TEXT_MODELS["mmproj"]
         if what is not None:
-            raise ModelFileError(f"{self.path} is {what}; name the language model it belongs to")
-        if not self.architecture or not self.tensors:
-            lack = "tensors" if self.architecture else "general.architecture"
-            raise ModelFileError(f"{self.path} has no {lack}; get a complete file of the model")
+            raise ModelFileError(
+                f"{self.keys.where} is {what}; name the language model it belongs to"
+            )
+        if not self.keys.architecture or not self.tensors:
+            lack = "tensors" if self.keys.architecture else "general.architecture"
+            raise ModelFileError(
+                f"{self.keys.where} has no {lack}; get a complete file of the model"
+            )
 
-    # --- keys ----------------------------------------------------------------------------------
+    def _num_active_experts(self, num_blocks: int) -> int:
+        return max(self.keys.per_layer("expert_used_count", num_blocks, default=0))
 
-    def text(self, key: str) -> str | None:
-        value = self.metadata.get(key)
-        return value if isinstance(value, str) and value else None
+    def _feed_forward_length(self, num_blocks: int) -> int:
+        return max(self.keys.per_layer("feed_forward_length", num_blocks, default=0))
 
-    def wrong(self, key: str, value: object) -> ModelFileError:
-        shown = "missing" if value is None else f"{value!r:.40}"
-        return ModelFileError(
-            f"{self.path} is damaged or incomplete: {key} is {shown}; get another file of the model"
-        )
-
-    def count(self, key: str, *, default: int | None = None, most: int = 2**31) -> int:
-        """A key of the architecture that counts something; zero only where it is the default."""
-        key = f"{self.architecture}.{key}"
-        value = self.metadata.get(key, default)
-        if not isinstance(value, int) or value > most or (value < 1 and value != default):
-            raise self.wrong(key, value)
-        return value
-
-    def per_layer(self, key: str, num_layers: int, *, default: int) -> tuple[int, ...]:
-        """A key that has one number for all layers, or an array with one for each."""
-        key = f"{self.architecture}.{key}"
-        value = self.metadata.get(key, default)
-        if isinstance(value, GgufArray):
-            items = value.items or ()
-        else:
-            items = (value,) * num_layers
-        numbers = tuple(i for i in items if isinstance(i, int) and 0 <= i < 2**31)
-        if len(numbers) != num_layers:
-            raise self.wrong(key, value)
-        return numbers
-
-    # --- what takes more than one key ----------------------------------------------------------
-
-    def num_kv_heads(self, num_layers: int, heads: tuple[int, ...]) -> tuple[int, ...]:
-        if f"{self.architecture}.attention.head_count_kv" not in self.metadata:
-            return heads
-        kv_heads = self.per_layer("attention.head_count_kv", num_layers, default=0)
-        # Hybrids such as qwen3next give one number and say which layers attend at all.
-        interval = self.metadata.get(f"{self.architecture}.full_attention_interval")
-        if isinstance(interval, int) and interval > 1:
-            return tuple(n if i % interval == 0 else 0 for i, n in enumerate(kv_heads, start=1))
-        return kv_heads
-
-    def recurrent_state_bytes(self, hidden_size: int) -> int:
-        """What one sequence keeps in the recurrent layers: f32 whatever the KV type is.
-
-        Source: `n_embd_r` and `n_embd_s` of llama.cpp's llama-hparams.cpp, for RWKV, LFM2 and all
-        that have Mamba's keys (Mamba, Jamba, Qwen3-Next, ...).
-        """
-        names = (tensor.name for tensor in self.tensors)
-        layers = {match[1] for name in names if (match := RECURRENT_TENSOR.match(name))}
-        head_size = self.count("wkv.head_size", default=0)
-        cache = self.count("shortconv.l_cache", default=0)
-        if head_size:
-            num_values = hidden_size * (self.count("token_shift_count", default=2) + head_size)
-        elif cache:
-            num_values = hidden_size * (cache - 1)
-        else:
-            inner = self.count("ssm.inner_size", default=0)
-            state = self.count("ssm.state_size", default=0)
-            kernel = self.count("ssm.conv_kernel", default=0)
-            convolved = inner + 2 * self.count("ssm.group_count", default=0) * state
-            num_values = max(0, kernel - 1) * convolved + state * inner
-        return len(layers) * num_values * 4
-
-    def vocab_size(self) -> int:
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
+    def _vocab_size(self) -> int:
+        tokens = self.keys.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, GgufArray) and tokens.length:
             return tokens.length
         for tensor in self.tensors:
-            if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
+            if tensor.name == EMBEDDING and len(tensor.shape) == 2:
                 return tensor.shape[1]
-        return self.count("vocab_size")
+        return self.keys.count("vocab_size")
 
-    def quant(self) -> str:
+    def _quant(self) -> str:
         """The recipe's name, or the type that holds most bytes where the file gives none."""
-        file_type = self.metadata.get("general.file_type")
+        file_type = self.keys.metadata.get("general.file_type")
         if isinstance(file_type, int) and file_type & ~FILE_TYPE_GUESSED in FILE_TYPES:
             return FILE_TYPES[file_type & ~FILE_TYPE_GUESSED]
         bytes_by_type = Counter[str]()
@@ -229,8 +227,9 @@ class _Description:
             bytes_by_type[tensor.type_name] += tensor.size_bytes
         return bytes_by_type.most_common(1)[0][0]
 
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for header in self.headers:
-            digest.update(f"{header.digest} {header.file_bytes}\n".encode())
-        return digest.hexdigest()
+
+def _fingerprint(headers: Sequence[GgufHeader]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for header in headers:
+        digest.update(f"{header.digest} {header.file_bytes}\n".encode())
+    return digest.hexdigest()

@@ -2,17 +2,18 @@
 
 The file is mapped, so a header costs the pages it stands on, and what it announces is believed only
 as far as the file's size allows: a damaged or hostile header ends in one sentence, not in a crash,
-a hang or an allocation.  Versions 2 and 3, little-endian.  Where the format leaves a choice the
-rule is llama.cpp's, so that a file is refused here, with a reason, rather than there.
+a hang or an allocation.  A header may also be read from a file's first bytes.  Versions 2 and 3,
+little-endian.  Where the format leaves a choice the rule is llama.cpp's, so that a file is refused
+here, with a reason, rather than there.
 """
 
-import hashlib
 import math
 import mmap
 import struct
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from brim.errors import ModelFileError, NotFound
 from brim.registry.ggml_types import GGML_TYPES
@@ -33,6 +34,19 @@ longer ones have an item for each token."""
 
 MAX_DIMENSIONS = 4
 """ggml's tensors have no more."""
+
+MAX_NAME_BYTES = 1_024
+"""Of a key or a tensor's name; llama.cpp's tensors have under 64, its keys under 100."""
+
+FEW_STRINGS = 1_024
+"""Below it walking over an array's strings is as quick as looking for its end."""
+
+MAX_JUMP_BYTES = 1 << 24
+"""How far to look for the key behind an array: 262,144 tokens or 520,000 merges take 4 to 9 MB."""
+
+TOKENIZER_KEY = b"tokenizer.ggml."
+"""How the keys of a tokenizer begin.  No vocabulary has such a token; one that had would at worst
+give another description of the file, as walking its strings would of a file that lies."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -83,7 +97,8 @@ class TensorInfo(msgspec.Struct, frozen=True):
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """All that a GGUF file says before its weights begin."""
 
-    path: Path
+    where: str
+    """The file, for messages."""
     version: int
     metadata: dict[str, Scalar | GgufArray]
     tensors: tuple[TensorInfo, ...]
@@ -91,7 +106,8 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Where tensor data begins."""
     file_bytes: int
     digest: str
-    """BLAKE2b-128 of the header's bytes."""
+    """XXH3-128 of the header's bytes.  It tells files apart and proves nothing: a cryptographic
+    hash would take longer than all the rest."""
 
 
 def read_gguf_header(path: str | Path, *, keep: frozenset[str] = frozenset()) -> GgufHeader:
@@ -117,7 +133,7 @@ def read_gguf_header(path: str | Path, *, keep: frozenset[str] = frozenset()) ->
             if file_bytes == 0:
                 raise ModelFileError(f"{path} is empty; download it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).header(keep)
+                return _Reader(str(path), data, file_bytes).header(keep)
     except FileNotFoundError as exc:
         raise NotFound(f"there is no file {path}; check the path") from exc
     except (OSError, ValueError) as exc:  # ValueError: a path with a null byte
@@ -125,13 +141,41 @@ def read_gguf_header(path: str | Path, *, keep: frozenset[str] = frozenset()) ->
         raise ModelFileError(f"{path} cannot be read ({reason}); check the path") from exc
 
 
-class _Reader:
-    """A place in a mapped header; every step forward is checked against the file's end."""
+def parse_gguf_header(where: str, start: bytes, file_bytes: int) -> GgufHeader | None:
+    """The header in a file's first bytes; None where it goes on after them.
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path = path
+    Args:
+        where: The file, for messages.
+        start: Its first bytes.
+        file_bytes: Its whole size.
+
+    Raises:
+        ModelFileError: It is no GGUF file, is damaged or cut short.
+    """
+    try:
+        return _Reader(where, start, file_bytes).header(frozenset())
+    except _MoreNeeded:
+        return None
+
+
+class _MoreNeeded(Exception):
+    """The header goes on after the bytes that are at hand."""
+
+
+class _Reader:
+    """A place in a header; every step forward is checked against the file's end.
+
+    Args:
+        where: The file, for messages.
+        data: All of it or its beginning.
+        end: Its whole size.
+    """
+
+    def __init__(self, where: str, data: mmap.mmap | bytes, end: int) -> None:
+        self.where = where
         self.data = data
-        self.end = len(data)
+        self.end = end
+        self.at_hand = len(data)
         self.at = 0
         self.num_strings = 0
 
@@ -145,23 +189,30 @@ class _Reader:
         alignment = self.alignment(metadata)
         tensors, header_bytes = self.tensors(num_tensors, alignment)
         return GgufHeader(
-            path=self.path,
+            where=self.where,
             version=version,
             metadata=metadata,
             tensors=tensors,
             header_bytes=header_bytes,
             file_bytes=self.end,
-            digest=hashlib.blake2b(self.data[: self.at], digest_size=16).hexdigest(),
+            digest=self.digest(),
         )
+
+    def digest(self) -> str:
+        with memoryview(self.data) as view, view[: self.at] as header:
+            return xxhash.xxh3_128_hexdigest(header)
 
     # --- errors --------------------------------------------------------------------------------
 
     def damaged(self, what: str) -> ModelFileError:
-        return ModelFileError(f"{self.path} is damaged: {what}; download it again")
+        return ModelFileError(f"{self.where} is damaged: {what}; download it again")
 
-    def cut_short(self) -> ModelFileError:
+    def beyond(self, at: int) -> Exception:
+        """What to raise where bytes before `at` are wanted that are not at hand."""
+        if at <= self.end:
+            return _MoreNeeded()
         return ModelFileError(
-            f"{self.path} is cut short or damaged: its header goes on past the file's end at "
+            f"{self.where} is cut short or damaged: its header goes on past the file's end at "
             f"byte {self.end}; download it again"
         )
 
@@ -174,8 +225,8 @@ class _Reader:
     def skip(self, num_bytes: int) -> int:
         """Step over bytes; gives where they began."""
         start = self.at
-        if num_bytes > self.end - start:
-            raise self.cut_short()
+        if num_bytes > self.at_hand - start:
+            raise self.beyond(start + num_bytes)
         self.at = start + num_bytes
         return start
 
@@ -188,8 +239,12 @@ class _Reader:
         return self.data[start : self.at]
 
     def name(self, what: str) -> str:
+        length = self.number(_U64)
+        if length > MAX_NAME_BYTES:
+            raise self.damaged(f"{what} has {length} bytes")
+        start = self.skip(length)
         try:
-            return self.string().decode()
+            return self.data[start : self.at].decode()
         except UnicodeDecodeError as exc:
             raise self.damaged(f"{what} is not UTF-8") from exc
 
@@ -198,17 +253,17 @@ class _Reader:
     def version(self) -> int:
         start = self.data[:16]
         if not start.startswith(MAGIC):
-            raise ModelFileError(f"{self.path} is not a GGUF file: {_what_it_is(start)}")
+            raise ModelFileError(f"{self.where} is not a GGUF file: {_what_it_is(start)}")
         self.skip(len(MAGIC))
         version = self.number(_U32)
         # Versions are small numbers: only one read in the wrong byte order has its low half empty.
         if version and version & 0xFFFF == 0:
             raise ModelFileError(
-                f"{self.path} is a big-endian GGUF file; get the little-endian one"
+                f"{self.where} is a big-endian GGUF file; get the little-endian one"
             )
         if version not in (2, 3):
             raise ModelFileError(
-                f"{self.path} is GGUF version {version}, and brim reads 2 and 3; "
+                f"{self.where} is GGUF version {version}, and brim reads 2 and 3; "
                 "get a newer conversion of the model"
             )
         return version
@@ -218,7 +273,7 @@ class _Reader:
         for _ in range(num_pairs):
             key = self.name("a metadata key")
             if key in found:
-                raise self.damaged(f"the key {key!r} stands in its header twice")
+                raise self.damaged(f"the key {key!r:.80} stands in its header twice")
             kind = self.number(_U32)
             found[key] = self.array(key, key in keep) if kind == _ARRAY else self.value(key, kind)
         return found
@@ -229,7 +284,7 @@ class _Reader:
             return self.string().decode(errors="replace")
         number = _NUMBERS.get(kind)
         if number is None:
-            raise self.damaged(f"the value of {key!r} is of an unknown type ({kind})")
+            raise self.damaged(f"the value of {key!r:.80} is of an unknown type ({kind})")
         scalar: Scalar = number.unpack_from(self.data, self.skip(number.size))[0]
         return scalar
 
@@ -239,7 +294,7 @@ class _Reader:
             return self.strings(key, length, keep)
         number = _NUMBERS.get(kind)
         if number is None:
-            raise self.damaged(f"the array {key!r} is of an unknown type ({kind})")
+            raise self.damaged(f"the array {key!r:.80} is of an unknown type ({kind})")
         start = self.skip(length * number.size)
         if not keep and length > MAX_KEPT_ITEMS:
             return GgufArray(length, None)
@@ -249,21 +304,39 @@ class _Reader:
     def strings(self, key: str, length: int, keep: bool) -> GgufArray:
         self.num_strings += length
         if length * _U64.size > self.end - self.at or self.num_strings > MAX_STRINGS:
-            raise self.damaged(f"the array {key!r} announces {length} strings")
+            raise self.damaged(f"the array {key!r:.80} announces {length} strings")
         if keep:
             return GgufArray(
                 length, tuple(self.string().decode(errors="replace") for _ in range(length))
             )
-        # The hot loop of this module (vocabulary and merges: 400,000 turns), so without calls.
-        data, at, last, unpack = self.data, self.at, self.end - _U64.size, _U64.unpack_from
+        if length < FEW_STRINGS or not self.jump(length):
+            self.walk(length)
+        return GgufArray(length, None)
+
+    def jump(self, length: int) -> bool:
+        """Step over many strings at once, where what follows them can be found and proves it.
+
+        A tokenizer's arrays are followed by another of its keys.  Up to that key's text stand seven
+        zeros, the upper bytes of a short string's length, for each string and for the key.  Where
+        the number differs (empty or long strings, another key) nothing is stepped over.
+        """
+        start = self.at
+        text_at = self.data.find(TOKENIZER_KEY, start, start + MAX_JUMP_BYTES)
+        if text_at < 0 or self.data[start:text_at].count(0) != 7 * (length + 1):
+            return False
+        self.at = text_at - _U64.size
+        return True
+
+    def walk(self, length: int) -> None:
+        # The hot loop of this module, so without calls.
+        data, at, last, unpack = self.data, self.at, self.at_hand - _U64.size, _U64.unpack_from
         for _ in range(length):
             if at > last:
-                raise self.cut_short()
+                raise self.beyond(at + _U64.size)
             at += 8 + unpack(data, at)[0]
-        if at > self.end:
-            raise self.cut_short()
+        if at > self.at_hand:
+            raise self.beyond(at)
         self.at = at
-        return GgufArray(length, None)
 
     def alignment(self, metadata: dict[str, Scalar | GgufArray]) -> int:
         alignment = metadata.get("general.alignment", 32)
@@ -280,11 +353,11 @@ class _Reader:
         for _ in range(num_tensors):
             tensor = self.tensor()
             if tensor.name in found:
-                raise self.damaged(f"the tensor {tensor.name!r} stands in its header twice")
+                raise self.damaged(f"the tensor {tensor.name!r:.80} stands in its header twice")
             # llama.cpp's rule: tensors follow each other in the header's order, padded.
             if tensor.offset != expected_offset:
                 raise self.damaged(
-                    f"the tensor {tensor.name!r} is said to lie at {tensor.offset}, "
+                    f"the tensor {tensor.name!r:.80} is said to lie at {tensor.offset}, "
                     f"not at {expected_offset} where the one before it ends"
                 )
             found[tensor.name] = tensor
@@ -293,7 +366,7 @@ class _Reader:
         last_byte = max((start + t.offset + t.size_bytes for t in found.values()), default=0)
         if last_byte > self.end:
             raise ModelFileError(
-                f"{self.path} is cut short: its tensors end at byte {last_byte}, the file at byte "
+                f"{self.where} is cut short: its tensors end at byte {last_byte}, the file at byte "
                 f"{self.end}; download it again"
             )
         placed = (
@@ -306,17 +379,19 @@ class _Reader:
         name = self.name("a tensor's name")
         num_dimensions = self.number(_U32)
         if not 1 <= num_dimensions <= MAX_DIMENSIONS:
-            raise self.damaged(f"the tensor {name!r} has {num_dimensions} dimensions")
+            raise self.damaged(f"the tensor {name!r:.80} has {num_dimensions} dimensions")
         shape = tuple(self.number(_U64) for _ in range(num_dimensions))
         number = self.number(_U32)
         kind = GGML_TYPES.get(number)
         if kind is None:
             raise ModelFileError(
-                f"{self.path} holds the tensor {name!r} of type {number}, which this version of "
-                "brim does not know; get another quant of the model, or a newer brim"
+                f"{self.where} holds the tensor {name!r:.80} of type {number}, which this "
+                "version of brim does not know; get another quant of the model, or a newer brim"
             )
         if 0 in shape or shape[0] % kind.block_size:
-            raise self.damaged(f"the tensor {name!r} has the shape {list(shape)} in {kind.name}")
+            raise self.damaged(
+                f"the tensor {name!r:.80} has the shape {list(shape)} in {kind.name}"
+            )
         size_bytes = math.prod(shape) // kind.block_size * kind.block_bytes
         return TensorInfo(name, shape, kind.name, self.number(_U64), size_bytes)
 

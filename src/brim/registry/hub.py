@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import brim
+from brim.core.model import ModelSpec
 from brim.errors import (
     BrimError,
     DoesNotFit,
@@ -25,7 +26,9 @@ from brim.errors import (
     NotFound,
     Unauthorized,
 )
-from brim.registry.describe import SPLIT_NAME
+from brim.registry import remote
+from brim.registry.config_json import spec_from_config
+from brim.registry.describe import SPLIT_NAME, describe_gguf
 from brim.registry.hub_choice import NOT_MODELS, HubFile, choose
 
 if TYPE_CHECKING:
@@ -76,6 +79,68 @@ class Hub:
             DoesNotFit: The disk is too full.
             ModelFileError: The transfer broke off, or what arrived is not what the hub published.
         """
+        found = self._find(repo_id, quant)
+        if isinstance(found, Path):
+            return found
+        commit, files = found
+        parts = choose(files, quant, f"hf:{repo_id}")
+        with _transfer_errors(repo_id):
+            paths = [self._download(repo_id, commit, file) for file in parts]
+            self._note_main(repo_id, commit)
+        return paths[0]
+
+    def describe(self, repo_id: str, quant: str | None, name: str | None) -> ModelSpec:
+        """The repository's model from headers alone; cached files are not asked for again.
+
+        Args:
+            repo_id: `ORG/REPO`.
+            quant: As in `fetch`; of a repository without GGUF files, a quant to plan for.
+            name: What clients will call it.
+
+        Raises:
+            NotFound: No such repository or quant, or it cannot be reached and is not cached.
+            InvalidRequest: `repo_id` is not of that form, or a quant is unknown.
+            Unauthorized: The repository wants a login or an accepted licence.
+            ModelFileError: A header is damaged, or of no language model.
+        """
+        found = self._find(repo_id, quant)
+        if isinstance(found, Path):
+            return describe_gguf(found, name)
+        commit, files = found
+        with self._remote(repo_id, commit) as source:
+            if not any(file.name.lower().endswith(".gguf") for file in files):
+                name = name or repo_id.partition("/")[2].lower()
+                if quant is not None:
+                    config = remote.remote_json(source, "config.json")
+                    return spec_from_config(config, quant=quant, name=name)
+                names = {file.name for file in files}
+                return remote.describe_safetensors_at(source, names, name=name)
+            parts = [file.name for file in choose(files, quant, f"hf:{repo_id}")]
+            if cached := self._cached(repo_id, parts, commit):
+                return describe_gguf(cached, name)
+            return remote.describe_gguf_at(source, parts, name=name)
+
+    def cached_files(self, repo_id: str | None = None) -> list[tuple[str, Path]]:
+        """(repository, path) of cached GGUF files, one for each model, without asking the hub.
+
+        Of a repository with several revisions only the current one is looked at.
+        """
+        found = []
+        folder = _folder(repo_id) if repo_id else "models--*"
+        for repository in sorted(self.cache_dir.glob(folder)):
+            snapshot = _current_snapshot(repository)
+            for path in sorted(snapshot.rglob("*.gguf")) if snapshot else ():
+                match = SPLIT_NAME.fullmatch(path.name)
+                if not NOT_MODELS.search(path.name) and (not match or int(match["number"]) == 1):
+                    found.append(
+                        (repository.name.removeprefix("models--").replace("--", "/"), path)
+                    )
+        return found
+
+    # --- steps of both -------------------------------------------------------------------------
+
+    def _find(self, repo_id: str, quant: str | None) -> "Path | tuple[str, list[HubFile]]":
+        """Commit and files by the hub; the cached file where the hub cannot be asked."""
         import httpx2
         from huggingface_hub import errors
 
@@ -96,30 +161,28 @@ class Hub:
         except (ValueError, KeyError, TypeError):  # not JSON, or JSON of another service
             reason = "what answers for the hub is something else (a proxy's page?)"
             return self._fetch_cached(repo_id, quant, reason)
-        parts = choose(files, quant, f"hf:{repo_id}")
-        with _transfer_errors(repo_id):
-            paths = [self._download(repo_id, commit, file) for file in parts]
-            self._note_main(repo_id, commit)
-        return paths[0]
+        return commit, files
 
-    def cached_files(self, repo_id: str | None = None) -> list[tuple[str, Path]]:
-        """(repository, path) of cached GGUF files, one for each model, without asking the hub.
+    def _remote(self, repo_id: str, commit: str) -> remote.RemoteFiles:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, not re-exported
+            build_hf_headers,
+        )
 
-        Of a repository with several revisions only the current one is looked at.
-        """
-        found = []
-        folder = _folder(repo_id) if repo_id else "models--*"
-        for repository in sorted(self.cache_dir.glob(folder)):
-            snapshot = _current_snapshot(repository)
-            for path in sorted(snapshot.rglob("*.gguf")) if snapshot else ():
-                match = SPLIT_NAME.fullmatch(path.name)
-                if not NOT_MODELS.search(path.name) and (not match or int(match["number"]) == 1):
-                    found.append(
-                        (repository.name.removeprefix("models--").replace("--", "/"), path)
-                    )
-        return found
+        base = hf_hub_url(repo_id, "", revision=commit, endpoint=self._endpoint)
+        headers = build_hf_headers(library_name="brim", library_version=brim.__version__)
+        return remote.RemoteFiles(f"hf:{repo_id}", base.rstrip("/") + "/", headers)
 
-    # --- steps of fetch ------------------------------------------------------------------------
+    def _cached(self, repo_id: str, parts: list[str], commit: str) -> Path | None:
+        """The first part, where all are in the cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        paths = [
+            try_to_load_from_cache(repo_id, part, cache_dir=self.cache_dir, revision=commit)
+            for part in parts
+        ]
+        found = [Path(path) for path in paths if isinstance(path, str)]
+        return found[0] if len(found) == len(parts) else None
 
     def _api(self) -> "HfApi":
         from huggingface_hub import HfApi

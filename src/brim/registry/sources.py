@@ -1,4 +1,8 @@
-"""From what a user types to a `ModelSpec`: paths, the built-in models, and the Hugging Face hub."""
+"""From what a user types to a `ModelSpec`: paths, the built-in models, and the Hugging Face hub.
+
+`resolve` gives a model that can be loaded, and downloads it where it must; `describe` gives what
+can be known without that, of models in any form.
+"""
 
 import os
 import shlex
@@ -8,13 +12,22 @@ import msgspec
 
 from brim.core.model import ModelSpec
 from brim.errors import BrimError, InvalidRequest, NotFound
+from brim.registry.config_json import spec_from_config
 from brim.registry.describe import describe_gguf, model_stem
+from brim.registry.describe_safetensors import describe_directory
 from brim.registry.hub import REPOSITORY, Hub
+from brim.registry.hub_choice import HubFile, choose
+from brim.registry.safetensors_header import read_json
 
 DEMO_PATH = Path(__file__).parent / "data" / "demo.gguf"
 """The small model that comes with brim; docs/demo-model.md says what it is."""
 
 FORMS = "the path of a .gguf file, demo, or hf:ORG/REPO[:QUANT]"
+
+DESCRIBED_FORMS = (
+    "the path of a .gguf file, a model's directory or a config.json, demo, hf:ORG/REPO[:QUANT], "
+    "or a model of the catalogue (brim recommend)"
+)
 
 TOY = ModelSpec(
     name="toy",
@@ -85,6 +98,53 @@ def resolve(reference: str, *, name: str | None = None, hub: Hub | None = None) 
     raise NotFound(f"there is no model '{reference}'{meant}; give {FORMS}")
 
 
+def describe(
+    reference: str, *, quant: str | None = None, name: str | None = None, hub: Hub | None = None
+) -> ModelSpec:
+    """What is known of a model without loading or downloading it.
+
+    Args:
+        reference: As for `resolve`, or a directory with GGUF or safetensors files or a config.json
+            (both may have `:QUANT` behind them), a model of the catalogue (`qwen3:8b`), or the
+            address of a GGUF file.  Of a repository or an address only headers are fetched.
+        quant: A quant's name: which file of a repository or directory is meant, or the quant that
+            a config, a checkpoint without one or a model of the catalogue is planned in.
+        name: What clients will call it.
+        hub: Another hub or cache than the environment names.
+
+    Raises:
+        NotFound: Nothing has that name, or the hub cannot be reached.
+        ModelFileError: A file is damaged, incomplete or of another kind.
+        InvalidRequest: A quant is missing, unknown, or named for a file that has its own.
+        Unauthorized: The repository wants a login or an accepted licence.
+    """
+    if not reference.strip():
+        raise NotFound(f"no model was named; give {DESCRIBED_FORMS}")
+    if reference.startswith("hf:"):
+        return _describe_hub(reference, quant, name, hub or Hub())
+    if reference.startswith(("http://", "https://")):
+        return _describe_address(reference, name)
+    path = _existing(reference)
+    if path is None and quant is None and ":" in reference:
+        head, _, behind = reference.rpartition(":")
+        if (path := _existing(head)) is not None:
+            quant = behind
+    if path is not None and path.is_dir():
+        return _describe_directory(path, quant, name)
+    if path is not None and path.suffix.lower() == ".json":
+        own = path.stem if path.stem != "config" else path.resolve().parent.name
+        return _from_config(path, quant, name or own.lower())
+    if path is not None and path.suffix.lower() == ".safetensors":
+        return _describe_directory(path.parent, quant, name)
+    if path is not None or reference in ("toy", "demo") or reference.lower().endswith(".gguf"):
+        if quant is not None:
+            raise InvalidRequest(
+                f"{reference} has its own quant; leave {quant} out, or name a config.json"
+            )
+        return resolve(reference, name=name, hub=hub)
+    return _from_catalogue(reference, quant, name)
+
+
 def list_local(hub: Hub | None = None) -> list[LocalModel]:
     """The demo model and every GGUF model in the hub's cache, damaged ones with the reason.
 
@@ -94,6 +154,68 @@ def list_local(hub: Hub | None = None) -> list[LocalModel]:
     for repo_id, path in (hub or Hub()).cached_files():
         found.append(_described(f"hf:{repo_id}:{model_stem(path.name)}", path, None))
     return found
+
+
+def _existing(reference: str) -> Path | None:
+    try:
+        path = Path(reference).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError):  # no path at all
+        return None
+    if exists:
+        _check_is_text(path)
+    return path if exists else None
+
+
+def _describe_directory(path: Path, quant: str | None, name: str | None) -> ModelSpec:
+    if (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+        if quant is not None:
+            return _from_config(path / "config.json", quant, name or path.resolve().name.lower())
+        return describe_directory(path, name=name)
+    names = [each.relative_to(path).as_posix() for each in sorted(path.glob("*.gguf"))]
+    if not names:
+        raise NotFound(f"{path} is a directory without models; give {DESCRIBED_FORMS}")
+    parts = choose([HubFile(name=each) for each in names], quant, str(path))
+    return describe_gguf(path / parts[0].name, name)
+
+
+def _from_config(path: Path, quant: str | None, name: str) -> ModelSpec:
+    if quant is None:
+        raise InvalidRequest(
+            f"{path} does not say which quant to plan for; add one: --quant Q4_K_M, or "
+            "--quant 'MLX 4bit'"
+        )
+    return spec_from_config(read_json(path), quant=quant, name=name)
+
+
+def _from_catalogue(reference: str, quant: str | None, name: str | None) -> ModelSpec:
+    from brim.registry.catalogue import find
+
+    try:
+        entry, default = find(reference)
+    except NotFound as exc:
+        meant = f" (did you mean hf:{reference}?)" if REPOSITORY.fullmatch(reference) else ""
+        raise NotFound(
+            f"there is no model '{reference:.100}'{meant}: {exc.message}; give {DESCRIBED_FORMS}"
+        ) from exc
+    return spec_from_config(entry.config, quant=quant or default, name=name or entry.name.lower())
+
+
+def _describe_hub(reference: str, quant: str | None, name: str | None, hub: Hub) -> ModelSpec:
+    repo_id, _, selected = reference.removeprefix("hf:").partition(":")
+    if not REPOSITORY.fullmatch(repo_id):
+        raise NotFound(f"'{reference:.100}' is not of the form hf:ORG/REPO[:QUANT]; give {FORMS}")
+    if selected and quant and selected != quant:
+        raise InvalidRequest(f"{reference} names a quant already; leave {quant} out")
+    return hub.describe(repo_id, selected or quant, name)
+
+
+def _describe_address(address: str, name: str | None) -> ModelSpec:
+    from brim.registry.remote import RemoteFiles, describe_gguf_at, names_of_parts, split_address
+
+    base, file_name = split_address(address)
+    with RemoteFiles(base.rstrip("/"), base) as files:
+        return describe_gguf_at(files, names_of_parts(file_name), name=name)
 
 
 def _fetch(reference: str, hub: Hub) -> Path:

@@ -10,8 +10,9 @@ import pytest
 from gguf import GGUFReader
 
 from brim.errors import BrimError, ModelFileError, NotFound
+from brim.registry import gguf_header
 from brim.registry.ggml_types import GGML_TYPES
-from brim.registry.gguf_header import GgufArray, read_gguf_header
+from brim.registry.gguf_header import GgufArray, parse_gguf_header, read_gguf_header
 from brim.registry.sources import DEMO_PATH
 
 Build = Callable[..., bytes]
@@ -236,3 +237,59 @@ class TestDamagedHeaders:
         tensors = [("t", (32,), F32, 0), ("t", (32,), F32, 128)]
         data = gguf_bytes({}, tensors, data_bytes=256)
         assert "'t' stands in its header twice" in header_error(tmp_path, data)
+
+
+TOKENS = "tokenizer.ggml.tokens"
+
+
+class TestLongArrays:
+    @pytest.mark.parametrize(
+        ("tokens", "jumps"),
+        [
+            ([f"token {n}" for n in range(2000)], True),
+            (["", *(f"token {n}" for n in range(2000))], False),
+            (["x" * 300, *(f"token {n}" for n in range(2000))], False),
+        ],
+        ids=["short", "an empty one", "a long one"],
+    )
+    def test_stepping_over(
+        self,
+        tmp_path: Path,
+        gguf_bytes: Build,
+        monkeypatch: pytest.MonkeyPatch,
+        tokens: list[str],
+        jumps: bool,
+    ) -> None:
+        """A vocabulary is stepped over at once where that is proved right, else walked through."""
+        path = tmp_path / "model.gguf"
+        pairs = {TOKENS: tokens, "tokenizer.ggml.eos_token_id": 7, "general.name": "x"}
+        path.write_bytes(gguf_bytes(pairs))
+        walked: list[int] = []
+        walk = gguf_header._Reader.walk
+
+        def note(reader: gguf_header._Reader, length: int) -> None:
+            walked.append(length)
+            walk(reader, length)
+
+        monkeypatch.setattr(gguf_header._Reader, "walk", note)
+        metadata = read_gguf_header(path).metadata
+        assert metadata[TOKENS] == GgufArray(len(tokens), None)
+        assert (metadata["tokenizer.ggml.eos_token_id"], metadata["general.name"]) == (7, "x")
+        assert walked == ([] if jumps else [len(tokens)])
+
+    def test_only_the_beginning(self, gguf_bytes: Build) -> None:
+        """From a file's first bytes the header is read once all of it is there."""
+        data = gguf_bytes({TOKENS: [f"token {n}" for n in range(2000)], "general.name": "x"})
+        whole = len(data) + 10**9
+        assert parse_gguf_header("x", data[:-40], whole) is None
+        assert parse_gguf_header("x", data[:100], whole) is None
+        header = parse_gguf_header("x", data, whole)
+        assert header is not None
+        assert header.file_bytes == whole
+
+
+def test_a_name_without_end(tmp_path: Path, gguf_bytes: Build) -> None:
+    """A key of kilobytes is refused, and does not fill the message."""
+    message = header_error(tmp_path, gguf_bytes({"k" * 5000: 1}))
+    assert "a metadata key has 5000 bytes" in message
+    assert len(message) < 300

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from support.models import PYSTD_1M
 
 from brim.errors import ModelFileError, NotFound, Unsupported
-from brim.registry.safetensors_file import read_checkpoint, read_safetensors
+from brim.registry.safetensors_file import load_values, read_checkpoint
+from brim.registry.safetensors_header import read_safetensors
 
 
 def entry(dtype: str = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class TestReading:
         found = read_safetensors(tmp_path / "model.safetensors")
         assert set(found) == set(written)
         for name, values in written.items():
-            np.testing.assert_array_equal(found[name].load(), values, strict=True)
+            np.testing.assert_array_equal(load_values(found[name]), values, strict=True)
 
     def test_bfloat16(self, write: Callable[..., Path]) -> None:
         """A bfloat16 becomes the float32 of which it is the upper half."""
@@ -50,7 +51,7 @@ class TestReading:
         with path.open("ab") as file:
             file.write(struct.pack("<ff", 1.5, -3.0)[2:4] + struct.pack("<f", -3.0)[2:])
         np.testing.assert_array_equal(
-            read_safetensors(path)["t"].load(), np.array([1.5, -3.0], np.float32), strict=True
+            load_values(read_safetensors(path)["t"]), np.array([1.5, -3.0], np.float32), strict=True
         )
 
     def test_sharded(self, tmp_path: Path) -> None:
@@ -112,6 +113,8 @@ class TestDamage:
             ({"t": entry(), "u": entry()}, "does not begin where"),
             ({"t": entry(shape=(2**62,), offsets=(0, 2**64))}, "is damaged"),
             ({"t": entry(shape=(2,), offsets=(0, 8))}, "the file at byte"),
+            ({"t": entry("F7")}, "unknown dtype F7"),
+            ({"t": entry(shape=(1,) * 9)}, "tensor t"),
         ],
     )
     def test_header(self, write: Callable[..., Path], header: Any, says: str) -> None:
@@ -119,7 +122,9 @@ class TestDamage:
         with pytest.raises(ModelFileError, match=says):
             read_safetensors(write(header))
 
-    def test_unknown_dtype(self, write: Callable[..., Path]) -> None:
-        """Weights that need scales to be read are Unsupported, by dtype."""
+    def test_values_that_need_scales(self, write: Callable[..., Path]) -> None:
+        """Weights in a dtype whose values need scales have a header, and no values: Unsupported."""
+        path = write({"t": entry("F8_E4M3", (16,))})
+        assert read_safetensors(path)["t"].size_bytes == 16
         with pytest.raises(Unsupported, match="F8_E4M3"):
-            read_safetensors(write({"t": entry("F8_E4M3", (16,))}))
+            read_checkpoint(path.parent)
