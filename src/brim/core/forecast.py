@@ -35,6 +35,9 @@ class SpeedShape(msgspec.Struct, frozen=True, kw_only=True):
     recurrent_state_bytes: int = 0
     quant: str = ""
     """'Q4_K_M', 'F16', 'MLX 4bit', ...: what decides the cost of unpacking weights."""
+    matrix_bytes: dict[str, int] = {}
+    """Bytes of the matrices by tensor type, as in `ModelSpec`; empty where only the quant is
+    known."""
 
 
 class SpeedForecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,4 +52,22 @@ class SpeedForecast(msgspec.Struct, frozen=True, kw_only=True):
     is not known."""
     source: str
     """What it was made from: 'calibration of 2026-11-21', 'measured Macs (M4 Max, llama.cpp)'."""
+    reasons: dict[str, str] = {}
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is said about a plan's speed; None where nothing is known of the machine."""
+
+    speed: SpeedForecast | None = None
+    """At the depth that was asked for."""
+    full_decode_tok_s: SpeedRange | None = None
+    """Decode when one sequence fills the context."""
+    sustained_decode_tok_s: SpeedRange | None = None
+    """Decode once the machine is warm, after a minute or two."""
+    load_s: float | None = None
+    """From nothing to ready, the file not yet in the page cache."""
+    first_token_s: float | None = None
+    """Of a prompt of `prompt_tokens`, on a loaded model."""
+    depth_tokens: int = 0
+    prompt_tokens: int = 0
     reasons: dict[str, str] = {}

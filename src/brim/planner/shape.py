@@ -26,4 +26,5 @@ def speed_shape(spec: ModelSpec) -> SpeedShape:
         num_recurrent_layers=spec.num_recurrent_layers,
         recurrent_state_bytes=spec.recurrent_state_bytes,
         quant=spec.quant,
+        matrix_bytes=spec.matrix_bytes,
     )
