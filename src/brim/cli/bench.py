@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brim.cli.bench_standin import standin
+
 if TYPE_CHECKING:
     from brim.bench.serve import Report
     from brim.bench.speed import Row
@@ -17,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+app.command("standin")(standin)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, all samples included.")]
 
@@ -59,18 +63,20 @@ def speed(
     """Time prefill (pp) and decode (tg) without a server; rows are named as llama-bench's."""
     from brim.bench import speed as bench
     from brim.cli.errors import say
+    from brim.cli.neighbours import granted
     from brim.cli.output import print_json
 
     wanted = bench.cases(
         _numbers(prompt, "--prompt"), _numbers(generate, "--generate"), _numbers(depth, "--depth")
     )
     longest = max(case.num_tokens for case in wanted)
-    plan = _plan(model, longest, threads, kv, flash_attention, objective, force=force)
-    engine = _load(plan)
-    try:
-        rows = list(bench.measure(engine, plan, wanted, repetitions=repetitions, progress=say))
-    finally:
-        engine.shutdown()
+    plan = _plan(model, longest, threads, kv, flash_attention, objective)
+    with granted(plan.model.name, plan, force=force):
+        engine = _load(plan)
+        try:
+            rows = list(bench.measure(engine, plan, wanted, repetitions=repetitions, progress=say))
+        finally:
+            engine.shutdown()
     if as_json:
         print_json(rows)
     else:
@@ -144,16 +150,13 @@ def _plan(
     kv: str | None,
     flash_attention: bool | None,
     objective: str | None,
-    *,
-    force: bool,
 ) -> "Plan":
-    """A plan for one sequence that holds the longest test, granted by the account."""
+    """A plan for one sequence that holds the longest test."""
     from brim.cli.neighbours import machine_beside_servers
     from brim.cli.planning import ENGINE_OF_FORMAT
     from brim.config.load import load_settings
     from brim.core.plan import Objective
     from brim.errors import Unsupported
-    from brim.ledger.account import Account
     from brim.planner.plan import make_plan
     from brim.registry.sources import resolve
 
@@ -162,7 +165,7 @@ def _plan(
     spec, machine = resolve(model), machine_beside_servers()
     if spec.format not in ENGINE_OF_FORMAT:
         raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
-    plan = make_plan(
+    return make_plan(
         spec,
         machine,
         engine=ENGINE_OF_FORMAT[spec.format],
@@ -173,8 +176,6 @@ def _plan(
         flash_attention=flash_attention,
         threads=threads,
     )
-    Account().grant(spec.name, plan, machine, force=force)
-    return plan
 
 
 def _load(plan: "Plan") -> "Engine":

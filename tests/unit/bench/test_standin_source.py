@@ -1,0 +1,123 @@
+"""From what a user types to a blueprint."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from brim.bench.standin import blueprint, clone_blueprint, tiny, write
+from brim.bench.standin.clone import clone_remote
+from brim.bench.standin.config import dimensions_from_config
+from brim.bench.standin.source import standin_of
+from brim.bench.standin.templates import shapes
+from brim.errors import BrimError, InvalidRequest, ModelFileError, NotFound, Unsupported
+from brim.registry import catalogue
+from brim.registry.config_json import spec_from_config
+from brim.registry.remote import RemoteFiles
+from brim.registry.sources import DEMO_PATH
+
+QWEN = {
+    "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 1000,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
+    "intermediate_size": 3072, "tie_word_embeddings": True, "max_position_embeddings": 40_960,
+}  # fmt: skip
+
+
+class OnDisk(RemoteFiles):
+    """Files of a directory, read by ranges as if from a server."""
+
+    def __init__(self, directory: Path) -> None:
+        self.where = "test"
+        self.directory = directory
+        self.num_bytes = 0
+
+    def read(self, name: str, start: int, num_bytes: int) -> tuple[bytes, int]:
+        data = (self.directory / name).read_bytes()
+        piece = data[start : start + num_bytes]
+        self.num_bytes += len(piece)
+        return piece, len(data)
+
+
+def test_a_file_is_cloned() -> None:
+    """By path or as the built-in model, under the name that the file has."""
+    assert standin_of(str(DEMO_PATH)) == standin_of("demo") == ("demo", clone_blueprint(DEMO_PATH))
+
+
+def test_a_remote_file_is_cloned_from_its_header(tmp_path: Path) -> None:
+    """No weight is fetched, and a header longer than the first request is fetched to its end."""
+    model = blueprint(tiny("llama", num_layers=2, vocab_size=35_000), "F16")
+    write(tmp_path / "m.gguf", model, with_data=False)
+    files = OnDisk(tmp_path)
+    assert clone_remote(files, ["m.gguf"]) == model
+    assert len(model.header()) > 1 << 20
+    assert files.num_bytes < len(model.header()) + (1 << 20)
+
+
+def test_a_directory_or_config_is_laid_out(tmp_path: Path) -> None:
+    """The name is the directory's, the quant the one asked for or Q4_K_M."""
+    folder = tmp_path / "Qwen3-0.6B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(QWEN))
+    expected = blueprint(dimensions_from_config(QWEN, "x"), "Q8_0")
+    assert standin_of(str(folder), "Q8_0") == ("Qwen3-0.6B", expected)
+    name, default = standin_of(str(folder / "config.json"))
+    assert (name, default) == ("Qwen3-0.6B", blueprint(dimensions_from_config(QWEN, "x")))
+
+
+def test_a_name_of_the_catalogue_is_laid_out() -> None:
+    """With the quant that the catalogue means, unless another is asked for."""
+    name, model = standin_of("mixtral-8x7b-instruct-v0.1", "Q8_0")
+    assert name == "Mixtral-8x7B-Instruct-v0.1"
+    assert sum(tensor.num_elements for tensor in model.tensors) == 46_702_792_704
+    assert {t.type_name for t in model.tensors} == {"Q8_0", "F32"}
+
+
+def test_templates_of_the_catalogue_have_the_parameters_that_the_registry_counts() -> None:
+    """Two ways from a config to tensors agree: biases and small vectors are all that differs."""
+    checked = set()
+    for entry in catalogue.entries():
+        try:
+            dimensions = dimensions_from_config(entry.config, entry.name)
+        except Unsupported:
+            continue
+        if dimensions.architecture in checked:
+            continue
+        checked.add(dimensions.architecture)
+        spec = spec_from_config(entry.config, quant="Q4_K_M", name=entry.name)
+        elements = sum(math.prod(shape) for _, shape in shapes(dimensions))
+        assert elements == pytest.approx(spec.num_parameters, rel=1e-3)
+        assert dimensions.num_layers == spec.num_layers
+    assert len(checked) >= 8
+
+
+def test_an_architecture_without_a_template_says_what_to_give() -> None:
+    """Any GGUF header will do."""
+    with pytest.raises(Unsupported, match="a stand-in of x needs a GGUF file of it"):
+        dimensions_from_config({**QWEN, "model_type": "cohere2"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("reference", "quant", "kind", "message"),
+    [
+        ("demo.gguf", "Q8_0", InvalidRequest, "leave --quant out"),
+        ("demo", "Q8_0", InvalidRequest, "demo has its quant; leave --quant out"),
+        ("nothing-by-this-name", None, NotFound, "no model of the catalogue"),
+        ("missing.gguf", None, NotFound, "there is no file"),
+        (".", None, NotFound, "has no config.json"),
+        ("bad.json", None, ModelFileError, "JSON"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    reference: str,
+    quant: str | None,
+    kind: type[BrimError],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The message says what to do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("[1, 2")
+    with pytest.raises(kind, match=message):
+        standin_of(reference, quant)
