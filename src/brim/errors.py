@@ -6,7 +6,7 @@
     │   ├── BodyTooLarge             413     the client: send less
     │   ├── RequestTimeout           408     the client: send the whole request, and sooner
     │   └── Unsupported              400     the client: leave it out, or pick another engine
-    ├── Unauthorized                 403     the client: reach the server by a name it serves
+    ├── Unauthorized                 403     the client: a name that is served, or no force
     ├── NotFound                     404     the client: name something that exists
     ├── CapacityError                503     (base of the two below)
     │   ├── DoesNotFit               507     the operator: a smaller plan; waiting does not help

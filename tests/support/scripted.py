@@ -18,6 +18,7 @@ from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.core.request import Request
 from brim.errors import BrimError
+from brim.ledger.entry import Statement
 from brim.runtime.api import ModelState, ModelStatus
 
 
@@ -152,6 +153,7 @@ class ScriptedRuntime:
         self.before_submit: Callable[[Request], Awaitable[None]] | None = None
         self.answers: list[ScriptedAnswer] = []
         self.states = [ModelState.READY]
+        self.account: Statement | None = None
 
     def models(self) -> list[ModelStatus]:
         footprint = Footprint(weights_bytes=2, mapped_weights_bytes=2, kv_bytes=3, compute_bytes=5)
@@ -166,6 +168,9 @@ class ScriptedRuntime:
             )
             for number, state in enumerate(self.states)
         ]
+
+    def statement(self) -> Statement | None:
+        return self.account
 
     def is_draining(self) -> bool:
         return self.draining

@@ -18,7 +18,8 @@ class ServerProcess:
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         directory.chmod(0o700)  # as a runtime directory must be
-        own = {name: str(directory) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")}
+        names = ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
+        own = {name: str(directory) for name in names}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIM_")}
         self.environment = {**kept, **own}
         self.stderr = ""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from brim.cli.errors import say, sentence
-from brim.cli.neighbours import machine_beside_servers
+from brim.cli.neighbours import forecast_history, grant_book
 from brim.cli.planning import room_note
 from brim.config.tree import Settings
 from brim.core.answer import Delta, FinishReason, Timings
@@ -17,6 +17,7 @@ from brim.core.request import Message, Request
 from brim.core.sampling import SamplingParams
 from brim.errors import BrimError, ContextOverflow
 from brim.ledger.account import Account
+from brim.machine.reading import read_machine
 from brim.runtime.gateway import Gateway
 
 HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
@@ -65,7 +66,9 @@ class Conversation:
             [self._plan],
             settings=self._settings,
             account=Account(),
-            read_machine=machine_beside_servers,
+            read_machine=read_machine,
+            book=grant_book(),
+            history=forecast_history(),
             force=force,
         )
         await self._gateway.start()

@@ -1,57 +1,97 @@
-"""Other brim servers of this machine: what they say of their models, and what they were granted.
+"""The machine's account as commands see it: the book that all brim processes share, and servers.
 
-Each server keeps its own account.  The weights that one has mapped look like free memory to
-everybody else, so a process that is about to load a model asks the others what they have planned.
-Two that start in the same moment still do not see each other.
+Each process keeps its own account and writes what it was granted into the book; the weights that
+one has mapped look like free memory to everybody else.
 """
 
+import contextlib
 import http.client
-import os
 import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any
 
 import msgspec
 
-from brim.cli.state import ServerState, running_servers
+from brim.cli import state
+from brim.cli.state import ServerState
 from brim.core.machine import MachineSpec
+from brim.core.memory import MemoryTerms
+from brim.core.plan import Grant, Plan
 from brim.errors import BrimError
-from brim.machine.process import process_memory
+from brim.ledger.account import Account
+from brim.ledger.book import Book, Page, beside
+from brim.ledger.entry import Statement
+from brim.ledger.history import ForecastHistory
 from brim.machine.reading import read_machine
 from brim.runtime.api import ModelStatus
+from brim.telemetry.events import log_event
 
-NEIGHBOUR_LIMIT_S = 1.0
-"""A neighbour that says nothing for so long is left out rather than waited for."""
+
+def grant_book() -> Book:
+    """Where all brim processes of this user write what they were granted."""
+    return Book(state.state_directory() / "grants.json")
+
+
+def forecast_history() -> ForecastHistory:
+    """Where loads of all sessions keep what they were forecast to take and took."""
+    return ForecastHistory(history_directory() / "forecasts.sqlite")
+
+
+def history_directory() -> Path:
+    """The platform's directory for state that outlives a reboot."""
+    import platformdirs
+
+    return platformdirs.user_state_path("brim", appauthor=False)
 
 
 def machine_beside_servers() -> MachineSpec:
-    """A fresh reading in which what other servers were granted counts as used.
+    """A fresh reading in which what other brim processes were granted counts as used."""
+    with _opened(grant_book()) as page:
+        return _read(page)
 
-    What their workers hold in anonymous memory is in the reading already; the rest of each plan,
-    mapped weights and KV that was not touched yet, is added.
+
+@contextlib.contextmanager
+def granted(name: str, wanted: Plan | MemoryTerms, *, force: bool = False) -> Iterator[Grant]:
+    """Hold a grant for a model that this very process loads, where servers see it.
+
+    Args:
+        name: The model's name.
+        wanted: How it is loaded, or its bytes alone.
+        force: Hold it even where it does not fit.
+
+    Raises:
+        DoesNotFit: There is no room beside what others were granted.
+        Busy: Another process keeps the book locked.
     """
-    machine = read_machine()
-    others = [server for server in running_servers() if server.pid != os.getpid()]
-    promised_bytes = sum(_promised_bytes(server) for server in others)
-    if not promised_bytes:
-        return machine
-    measured = machine.sources.get("others_bytes", "measured")
-    sources = {**machine.sources, "others_bytes": f"{measured}; and plans of other brim servers"}
-    return msgspec.structs.replace(
-        machine, others_bytes=machine.others_bytes + promised_bytes, sources=sources
-    )
-
-
-def _promised_bytes(server: ServerState) -> int:
-    """Granted bytes of a server's models that do not show in the machine's reading yet."""
+    book, account = grant_book(), Account()
+    with _opened(book) as page:
+        grant = account.grant(name, wanted, _read(page), force=force)
+        if page is not None:
+            page.write(account.promises())
     try:
-        statuses = statuses_of(server, within_s=NEIGHBOUR_LIMIT_S)
-    except BrimError:
-        return 0
-    promised_bytes = 0
-    for status in statuses:
-        held = None if status.pid is None else process_memory(status.pid)
-        dirty_bytes = 0 if held is None else held.dirty_bytes
-        promised_bytes += max(0, status.plan.memory.total_bytes - dirty_bytes)
-    return promised_bytes
+        yield grant
+    finally:
+        book.erase()
+
+
+def _read(page: Page | None) -> MachineSpec:
+    machine = read_machine()
+    return machine if page is None else beside(machine, page.others())
+
+
+@contextlib.contextmanager
+def _opened(book: Book) -> Iterator[Page | None]:
+    """The locked book; None where its file cannot be used, since a reading alone needs no file."""
+    try:
+        page = book.open()
+    except OSError as exc:
+        log_event("ledger_book_unusable", reason=exc)
+        yield None
+        return
+    with page:
+        yield page
 
 
 def statuses_of(server: ServerState, *, within_s: float) -> list[ModelStatus]:
@@ -60,16 +100,31 @@ def statuses_of(server: ServerState, *, within_s: float) -> list[ModelStatus]:
     Raises:
         BrimError: It does not answer, or not as a server of this version does.
     """
+    found: list[ModelStatus] = _asked(server, "/brim/ps", list[ModelStatus], within_s)
+    return found
+
+
+def statement_of(server: ServerState, *, within_s: float) -> Statement | None:
+    """A server's account of the machine's memory; None where nothing was asked of it yet.
+
+    Raises:
+        BrimError: As for `statuses_of`.
+    """
+    found: Statement | None = _asked(server, "/brim/ledger", Statement | None, within_s)
+    return found
+
+
+def _asked(server: ServerState, path: str, kind: type | UnionType, within_s: float) -> Any:
     # Not urllib's opener, which would send a request to this machine through a proxy.
     address = urllib.parse.urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=within_s)
     try:
-        connection.request("GET", "/brim/ps")
+        connection.request("GET", path)
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
             raise BrimError(f"the server on {server.url} answers {response.status}; restart it")
-        return msgspec.json.decode(body, type=list[ModelStatus])
+        return msgspec.json.decode(body, type=kind)
     except (OSError, http.client.HTTPException, msgspec.DecodeError) as exc:
         raise BrimError(
             f"the server on {server.url} (pid {server.pid}) gives no answer ({exc}); "

@@ -30,6 +30,12 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seconds to wait at the start for memory that other programs hold."
+        ),
+    ] = 0.0,
     force: Annotated[
         bool, typer.Option("--force", help="Load models even if they do not fit.")
     ] = False,
@@ -43,13 +49,16 @@ def serve(
     from brim.machine.reading import read_machine
     from brim.server.serve import listen, new_event_loop
 
-    settings = load_settings(
+    loaded = load_settings(
         {
             "server.host": ("--host", host),
             "server.port": ("--port", port),
             "models.objective": ("--objective", objective),
         }
-    ).settings
+    )
+    settings = loaded.settings
+    # A context that somebody wrote down is kept or refused; only the default gives way to memory.
+    may_shrink = context is None and loaded.origins["models.context_tokens"] == "default"
     # Bound first: a taken port should be known before gigabytes are read.
     with listen(settings.server.host, settings.server.port) as listener:
         if not model:
@@ -61,4 +70,8 @@ def serve(
         ]
         planning.check_names(plans)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(serving.serve_until_signal(plans, settings, listener, force=force))
+            runner.run(
+                serving.serve_until_signal(
+                    plans, settings, listener, force=force, may_shrink=may_shrink, wait_s=wait
+                )
+            )

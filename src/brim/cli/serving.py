@@ -13,14 +13,17 @@ from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 
 from brim.cli.errors import say
-from brim.cli.neighbours import machine_beside_servers
+from brim.cli.neighbours import forecast_history, grant_book
 from brim.cli.output import gib
 from brim.cli.planning import room_note
 from brim.cli.state import write_state
 from brim.config.tree import ModelSettings, Settings
+from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.errors import BrimError
 from brim.ledger.account import Account
+from brim.machine.reading import read_machine
+from brim.planner.fit import Room, fit_plan
 from brim.runtime.gateway import Gateway
 from brim.server.app import build_app
 from brim.server.guard import served_hosts
@@ -32,9 +35,23 @@ CLOSE_WITHIN_S = 2.0
 
 
 async def serve_until_signal(
-    plans: Sequence[Plan], settings: Settings, listener: socket.socket, *, force: bool
+    plans: Sequence[Plan],
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    force: bool,
+    may_shrink: bool = False,
+    wait_s: float = 0.0,
 ) -> None:
     """Serve planned models on a listening socket; returns when a signal has ended it.
+
+    Args:
+        plans: The models.
+        settings: The settings.
+        listener: Where to serve them.
+        force: Load even what does not fit.
+        may_shrink: Take a smaller KV type or context where a plan does not fit comfortably.
+        wait_s: How long to wait for memory that other programs hold.
 
     Raises:
         BrimError: A model cannot be loaded, or the state file not be written.
@@ -43,8 +60,12 @@ async def serve_until_signal(
         plans,
         settings=settings,
         account=Account(),
-        read_machine=machine_beside_servers,
+        read_machine=read_machine,
+        book=grant_book(),
+        history=forecast_history(),
+        fit=fitted if may_shrink and not force else None,
         force=force,
+        say=say,
     )
     app = build_app(
         gateway,
@@ -64,7 +85,7 @@ async def serve_until_signal(
     with _announced(settings, listener):
         serving = asyncio.create_task(server.run(lambda url: say(f"listening on {url}")))
         try:
-            if await signals.first_of(gateway.start()):
+            if await signals.first_of(gateway.start(wait_s=wait_s)):
                 _say_ready(gateway)
                 if await signals.first_of(asyncio.shield(serving)):
                     raise BrimError("the HTTP server ended by itself; start brim again")
@@ -73,6 +94,20 @@ async def serve_until_signal(
             await gateway.stop()
             server.stop()
             await serving
+
+
+def fitted(wish: Plan, machine: MachineSpec, room: Room) -> Plan:
+    """The wish, or what of it fits: only ever less, and the wish itself where nothing does."""
+    plan = fit_plan(
+        wish.model,
+        machine,
+        room,
+        engine=wish.engine,
+        objective=wish.objective,
+        max_sequences=wish.max_sequences,
+    )
+    has_room = plan.memory.total_bytes <= min(room.tight_bytes, wish.memory.total_bytes)
+    return plan if has_room and plan.context_tokens <= wish.context_tokens else wish
 
 
 def _max_connections(models: ModelSettings, num_models: int) -> int:
@@ -123,6 +158,9 @@ def _say_ready(gateway: Gateway) -> None:
     """One line for each model: what it takes, and a word where memory is tight."""
     grants = gateway.grants()
     for status in gateway.models():
+        if status.name not in grants:
+            say(f"{status.name} is not in memory: {status.reason}")
+            continue
         plan, note = status.plan, room_note(grants[status.name])
         say(
             f"{status.name} is ready: {plan.engine}, context {plan.context_tokens}, "

@@ -50,6 +50,8 @@ def _row(key: str, field: msgspec.inspect.Field) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
+    if isinstance(value, bool):
+        value = str(value).lower()  # as TOML writes it
     return f"`{value.value if isinstance(value, enum.Enum) else value}`"
 
 
@@ -57,6 +59,8 @@ def _range(kind: Any) -> str:
     """The allowed values in words."""
     if isinstance(kind, msgspec.inspect.EnumType):
         return ", ".join(_text(member) for member in kind.cls)
+    if isinstance(kind, msgspec.inspect.BoolType):
+        return "`true` or `false`"
     if isinstance(kind, msgspec.inspect.VarTupleType):
         return "list of texts; in the variable with commas between"
     low, high = getattr(kind, "ge", None), getattr(kind, "le", None)

@@ -91,6 +91,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Objective,
         Meta(description="What a plan favours where one thing costs another."),
     ] = Objective.DECODE
+    allow_force: Annotated[
+        bool,
+        Meta(
+            description='Whether a request may say `"brim": {"force": true}`: run although other '
+            "programs hold memory that it may need."
+        ),
+    ] = False
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

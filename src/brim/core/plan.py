@@ -59,6 +59,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     verdict: Verdict
     asked_bytes: int
+    planned_bytes: int = 0
+    """What the planner forecast, before past errors of its forecasts were counted in."""
     budget_bytes: int
     """Bytes that were free to be granted under the binding limit."""
     short_bytes: int = 0

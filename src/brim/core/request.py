@@ -32,3 +32,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     template_variables: dict[str, Any] = {}
     """Extra variables for the chat template, as in `chat_template_kwargs`."""
+    force: bool = False
+    """Run it even where other programs hold memory that it may need; never beyond the KV pool."""

@@ -4,7 +4,7 @@ Pure: a reading of the machine comes in with each question.  `MachineSpec.others
 out the processes of the entries themselves, as `machine.read_machine` does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -13,22 +13,21 @@ from brim.core.memory import MemoryTerms
 from brim.core.plan import Grant, Plan, Verdict
 from brim.errors import DoesNotFit
 from brim.ledger.budget import Budget, Limit, budget_of
+from brim.ledger.correction import NO_ERRORS, PastErrors, corrected
+from brim.ledger.entry import (
+    Entry,
+    Phase,
+    Statement,
+    Transient,
+    TransientKind,
+)
+from brim.ledger.kv import KvAccount
+from brim.ledger.statement import statement_of
 from brim.ledger.ways import gib, ways_to_fit
+from brim.planner.fit import Room
 
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One grant in force."""
-
-    name: str
-    terms: MemoryTerms
-    verdict: Verdict
-    measured_bytes: int | None = None
-    """What the process was last seen to hold; None before the first reading."""
-
-    @property
-    def charged_bytes(self) -> int:
-        """What the entry costs the account: its grant, or what it was seen to hold if more."""
-        return max(self.terms.total_bytes, self.measured_bytes or 0)
+Wish = Plan | MemoryTerms
+"""A plan, or its bytes alone: then the ways to fit say nothing of load options."""
 
 
 class Account:
@@ -41,36 +40,116 @@ class Account:
     def __init__(self, budget: Callable[[MachineSpec], Budget] = budget_of) -> None:
         self._budget = budget
         self._entries: dict[str, Entry] = {}
+        self._pools: dict[str, KvAccount] = {}
+        self._transients: dict[tuple[str, TransientKind], Transient] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
 
     def entries(self) -> list[Entry]:
         """Grants in force, oldest first."""
         return list(self._entries.values())
 
+    def entry(self, name: str) -> Entry:
+        """One grant in force.
+
+        Raises:
+            KeyError: No such entry.
+        """
+        return self._entries[name]
+
     @property
     def charged_bytes(self) -> int:
-        """What all entries cost together."""
-        return sum(entry.charged_bytes for entry in self._entries.values())
+        """What all entries and transients cost together.
 
-    def ask(self, wanted: Plan | MemoryTerms, machine: MachineSpec) -> Grant:
+        Models that are granted and not loaded yet hold nothing, so a load peak of another may use
+        their bytes for a moment: loads follow each other.
+        """
+        entries = self._entries.values()
+        settled = sum(entry.charged_bytes for entry in entries)
+        now = sum(entry.peak_bytes for entry in entries)
+        return max(settled, now) + sum(each.num_bytes for each in self._transients.values())
+
+    def promises(self) -> list[tuple[str, int]]:
+        """(name, bytes) of everything that is charged, for other processes to count."""
+        entries = [(entry.name, entry.charged_bytes) for entry in self._entries.values()]
+        return entries + [(each.kind, each.num_bytes) for each in self._transients.values()]
+
+    def room(self, machine: MachineSpec, *, without: Collection[str] = ()) -> Room:
+        """What is left to be granted, for a plan that is to suit it.
+
+        Args:
+            machine: A fresh reading.
+            without: Entries to leave out, as if they had been released.
+        """
+        if without:
+            return self._copy(without).room(machine)
+        budget, charged = self._budget(machine), self.charged_bytes
+        return Room(
+            max(0, budget.comfortable.num_bytes - charged), max(0, budget.tight.num_bytes - charged)
+        )
+
+    def ask(
+        self,
+        wanted: Wish,
+        machine: MachineSpec,
+        *,
+        past: PastErrors = NO_ERRORS,
+        without: Collection[str] = (),
+    ) -> Grant:
         """What `grant` would answer; changes nothing.
 
         Args:
-            wanted: A plan, or its bytes alone: then the ways to fit say nothing of load options.
+            wanted: What is to be loaded.
             machine: A fresh reading.
+            past: What earlier forecasts of this model got wrong.
+            without: Entries to leave out, as if they had been released.
         """
-        terms = wanted.memory if isinstance(wanted, Plan) else wanted
-        asked, charged, budget = terms.total_bytes, self.charged_bytes, self._budget(machine)
-        if asked + charged <= budget.comfortable.num_bytes:
-            return _grant(Verdict.COMFORTABLE, asked, charged, budget.comfortable)
+        if without:
+            return self._copy(without).ask(wanted, machine, past=past)
+        planned = wanted.memory if isinstance(wanted, Plan) else wanted
+        terms, charged, budget = corrected(planned, past), self.charged_bytes, self._budget(machine)
+        asked, peak = terms.total_bytes, max(terms.total_bytes, terms.load_peak_bytes)
+        if asked + charged <= budget.comfortable.num_bytes and (
+            peak + charged <= budget.tight.num_bytes
+        ):
+            return _grant(Verdict.COMFORTABLE, asked, planned, charged, budget.comfortable)
         verdict, limit = Verdict.TIGHT, budget.comfortable
         if asked + charged > budget.tight.num_bytes:
             verdict, limit = Verdict.NO, budget.tight
+        elif peak + charged > budget.tight.num_bytes:
+            verdict, asked = Verdict.NO, peak
+            limit = Limit(budget.tight.num_bytes, f"{budget.tight.binding}, while it loads")
         charges = {name: entry.charged_bytes for name, entry in self._entries.items()}
         ways = ways_to_fit(wanted, limit, charges, machine)
-        return _grant(verdict, asked, charged, limit, ways)
+        return _grant(verdict, asked, planned, charged, limit, ways)
+
+    def ask_all(
+        self, wishes: Sequence[tuple[str, Wish]], machine: MachineSpec
+    ) -> list[tuple[str, Grant]]:
+        """What several wishes would be answered, each beside the entries and the wishes before it.
+
+        A wish that does not fit is left out of what the next ones stand beside.  One that names an
+        entry stands in its place: "what if this model, loaded already, had 64 K of context?"
+        """
+        trial, answers = self._copy({name for name, _ in wishes}), []
+        for name, wanted in wishes:
+            answer = trial.ask(wanted, machine, without=[name])
+            answers.append((name, answer))
+            if answer.verdict is not Verdict.NO:
+                trial.release(name)
+                trial.grant(name, wanted, machine)
+        return answers
 
     def grant(
-        self, name: str, wanted: Plan | MemoryTerms, machine: MachineSpec, *, force: bool = False
+        self,
+        name: str,
+        wanted: Wish,
+        machine: MachineSpec,
+        *,
+        past: PastErrors = NO_ERRORS,
+        pool: KvAccount | None = None,
+        force: bool = False,
     ) -> Grant:
         """Enter a model into the account.
 
@@ -78,22 +157,51 @@ class Account:
             name: The model's name; each stands once.
             wanted: As in `ask`.
             machine: A fresh reading.
+            past: As in `ask`.
+            pool: The model's KV pool, so that its reservations show in the account.
             force: Enter it even where it does not fit; the grant says NO all the same.
 
         Raises:
             DoesNotFit: It is over the tight budget; the message says by how much and what helps.
         """
         assert name not in self._entries, f"{name} is granted twice"
-        answer = self.ask(wanted, machine)
+        answer = self.ask(wanted, machine, past=past)
         if answer.verdict is Verdict.NO and not force:
             raise DoesNotFit(refusal(name, answer))
-        terms = wanted.memory if isinstance(wanted, Plan) else wanted
-        self._entries[name] = Entry(name=name, terms=terms, verdict=answer.verdict)
+        planned = wanted.memory if isinstance(wanted, Plan) else wanted
+        self._entries[name] = Entry(
+            name=name,
+            planned=planned,
+            terms=corrected(planned, past),
+            verdict=answer.verdict,
+            is_forced=answer.verdict is Verdict.NO,
+        )
+        if pool is not None:
+            self._pools[name] = pool
         return answer
 
+    def begin_load(self, name: str) -> None:
+        """The model is about to be loaded: until `end_load` it may take its load peak.
+
+        Raises:
+            KeyError: No such entry.
+        """
+        self._replace(name, phase=Phase.LOADING)
+
+    def end_load(self, name: str) -> None:
+        """The model is loaded: what only loading needed is free again.
+
+        Raises:
+            KeyError: No such entry.
+        """
+        self._replace(name, phase=Phase.LOADED)
+
     def release(self, name: str) -> None:
-        """Take a model out of the account; nothing where it is not in it."""
+        """Take a model and its transients out of the account; nothing where it is not in it."""
         self._entries.pop(name, None)
+        self._pools.pop(name, None)
+        for key in [key for key in self._transients if key[0] == name]:
+            del self._transients[key]
 
     def reconcile(self, name: str, measured_bytes: int) -> None:
         """Note what a model's process was seen to hold, so that an overrun is charged.
@@ -101,17 +209,91 @@ class Account:
         Raises:
             KeyError: No such entry.
         """
+        self._replace(name, measured_bytes=measured_bytes)
+
+    def reserve(
+        self, owner: str, kind: TransientKind, num_bytes: int, machine: MachineSpec
+    ) -> bool:
+        """Set bytes aside for a moment; False where they are not free under the tight budget.
+
+        Args:
+            owner: The entry that needs them; releasing it gives them back as well.
+            kind: What for; one reservation of a kind for each owner.
+            num_bytes: How many.
+            machine: A fresh reading.
+        """
+        assert (owner, kind) not in self._transients, f"{owner} reserves {kind} twice"
+        if num_bytes + self.charged_bytes > self._budget(machine).tight.num_bytes:
+            return False
+        self._transients[owner, kind] = Transient(owner, kind, num_bytes)
+        return True
+
+    def release_transient(self, owner: str, kind: TransientKind) -> None:
+        """Give back what was set aside for a moment; nothing where nothing was."""
+        self._transients.pop((owner, kind), None)
+
+    def short_of_growth(self, name: str, num_kv_tokens: int, machine: MachineSpec) -> int:
+        """Bytes that a request could still make its model take and that are not free any more.
+
+        A pool is granted as a whole, so a request is only short where other programs have taken
+        what the model was granted and does not hold yet.  0 for a model that was forced in: whoever
+        loaded it has accepted that.
+
+        Args:
+            name: The model.
+            num_kv_tokens: The request's bound.
+            machine: A fresh reading.
+
+        Raises:
+            KeyError: No such entry.
+        """
         entry = self._entries[name]
-        self._entries[name] = msgspec.structs.replace(entry, measured_bytes=measured_bytes)
+        if entry.is_forced:
+            return 0
+        pool = self._pools.get(name)
+        num_bytes = entry.terms.kv_bytes
+        if pool is not None:
+            num_bytes = -(-num_bytes * num_kv_tokens // max(1, pool.kv_tokens))
+        growth = min(num_bytes, entry.charged_bytes - entry.held_bytes)
+        held = sum(each.held_bytes for each in self._entries.values())
+        free = self._budget(machine).tight.num_bytes - held
+        return max(0, growth - max(0, free))
+
+    def statement(self, machine: MachineSpec) -> Statement:
+        """All terms of the account, for people and for monitoring."""
+        return statement_of(
+            self.entries(),
+            self._pools,
+            list(self._transients.values()),
+            machine,
+            self._budget(machine),
+            self.charged_bytes,
+        )
+
+    def _replace(self, name: str, **changes: object) -> None:
+        self._entries[name] = msgspec.structs.replace(self._entries[name], **changes)
+
+    def _copy(self, without: Collection[str]) -> "Account":
+        """The account as it would be without some entries; pools are left behind."""
+        copy = Account(self._budget)
+        copy._entries = {n: each for n, each in self._entries.items() if n not in without}
+        copy._transients = {k: each for k, each in self._transients.items() if k[0] not in without}
+        return copy
 
 
 def _grant(
-    verdict: Verdict, asked: int, charged: int, limit: Limit, ways: tuple[str, ...] = ()
+    verdict: Verdict,
+    asked: int,
+    planned: MemoryTerms,
+    charged: int,
+    limit: Limit,
+    ways: tuple[str, ...] = (),
 ) -> Grant:
     free = limit.num_bytes - charged
     return Grant(
         verdict=verdict,
         asked_bytes=asked,
+        planned_bytes=planned.total_bytes,
         budget_bytes=max(0, free),
         short_bytes=max(0, asked - max(0, free)),
         binding=limit.binding,
@@ -122,7 +304,10 @@ def _grant(
 def refusal(name: str, grant: Grant) -> str:
     """One sentence for a grant of NO: the bytes short, the binding term, and what would help."""
     ways = "; or ".join([*grant.ways_to_fit, "load it anyway with --force"])
+    planned = ""
+    if grant.planned_bytes and grant.planned_bytes != grant.asked_bytes:
+        planned = f" ({gib(grant.planned_bytes)} planned)"
     return (
-        f"{name} needs {gib(grant.asked_bytes)}, {gib(grant.short_bytes)} more than is free "
-        f"({gib(grant.budget_bytes)} by {grant.binding}): {ways}"
+        f"{name} needs {gib(grant.asked_bytes)}{planned}, {gib(grant.short_bytes)} more than is "
+        f"free ({gib(grant.budget_bytes)} by {grant.binding}): {ways}"
     )

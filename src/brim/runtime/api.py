@@ -14,6 +14,8 @@ from brim.core.answer import Delta
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.request import Request
+from brim.ledger.entry import EntryLine, Statement
+from brim.ledger.history import ForecastError
 from brim.worker.protocol import Stats
 
 
@@ -24,6 +26,8 @@ class ModelState(StrEnum):
     READY = "ready"
     RESTARTING = "restarting"
     QUARANTINED = "quarantined"
+    UNLOADED = "unloaded"
+    """Out of memory; its next request loads it."""
     STOPPED = "stopped"
 
 
@@ -45,6 +49,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_deaths: int = 0
     worker_stats: Stats | None = None
     """The worker's counters, a few seconds old at most while it is up."""
+    entry: EntryLine | None = None
+    """What it costs the machine's account; None while it is out of memory."""
+    forecast_errors: tuple[ForecastError, ...] = ()
+    """What was planned and what was measured of this load, for each term."""
 
 
 class Answer(Protocol):
@@ -75,6 +83,10 @@ class Runtime(Protocol):
         """All served models, in the order they were given."""
         ...
 
+    def statement(self) -> Statement | None:
+        """The account of the machine's memory; None while nothing was asked of it yet."""
+        ...
+
     def is_draining(self) -> bool:
         """Whether new requests are refused because the server is shutting down."""
         ...
@@ -87,7 +99,10 @@ class Runtime(Protocol):
             ContextOverflow: Prompt and max_tokens are over the window; the message has the numbers.
             InvalidRequest: The template or the tokenizer refused the prompt, or prompt and answers
                 are more than the whole KV pool.
-            Busy: Draining, restarting or queue full; `retry_after_s` is set.
+            Busy: Draining, restarting, queue full, or no room for the model or the request now;
+                `retry_after_s` is set.
+            DoesNotFit: The model was out of memory and has no room.
+            Unauthorized: The request is forced and the operator does not allow that.
             EngineError: The model is quarantined or the worker failed.
         """
         ...

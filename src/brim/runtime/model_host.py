@@ -9,17 +9,21 @@ import contextlib
 import itertools
 import math
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from brim.config.tree import Settings
-from brim.core.answer import FinishReason
+from brim.core.answer import Delta, FinishReason
+from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.core.request import Request
 from brim.errors import BrimError, Busy, WorkerDied
+from brim.ledger.history import ForecastHistory
 from brim.ledger.kv import KvAccount
+from brim.ledger.ways import gib
 from brim.machine.process import resident_bytes
 from brim.runtime.answer import StreamedAnswer
-from brim.runtime.api import ModelStatus
+from brim.runtime.api import ModelState, ModelStatus
+from brim.runtime.forecast_errors import LoadRecord
 from brim.runtime.kv_queue import KvQueue
 from brim.runtime.supervisor import Supervisor
 from brim.runtime.worker_process import Deltas, WorkerProcess
@@ -35,6 +39,12 @@ from brim.worker.protocol import Stats
 MAX_RETRY_AFTER_S = 60.0
 """Longer advice than a minute would be a guess about other clients."""
 
+FILLED = 0.9
+"""Of a window: so much of it used has touched about what a full one does."""
+
+PRESSURE_RETRY_AFTER_S = 15.0
+"""By then the machine has been read again."""
+
 
 class Running(NamedTuple):
     """A started request: its answer, and the worker that owes it."""
@@ -44,23 +54,53 @@ class Running(NamedTuple):
     started_s: float
 
 
+class Seat(Protocol):
+    """The model's place in memory, as the gateway looks after it."""
+
+    async def ensure_loaded(self, host: "ModelHost") -> None:
+        """Return when the model is in memory.
+
+        Raises:
+            BrimError: It cannot be now, or not at all.
+        """
+        ...
+
+    def short_of_growth(self, name: str, num_kv_tokens: int) -> int:
+        """Bytes that a request could still make the model take and that are not free any more."""
+        ...
+
+
 class ModelHost:
     """Admits requests for one model and hands out their answers.
 
     Args:
-        plan: How the model is loaded.
+        wish: How the model is to be loaded where there is room.
         settings: Bounds of queue and answers, back-off.
+        seat: Who brings it into memory.
+        history: Keeps what its loads really take.
     """
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
-        self.plan = plan
+    def __init__(
+        self, wish: Plan, settings: Settings, *, seat: Seat, history: ForecastHistory
+    ) -> None:
+        self.name = wish.model.name
+        self.wish = wish
+        self.plan = wish
+        """How it is loaded, or will be."""
         self.resident_bytes: int | None = None
         """As last measured, None while no worker is up."""
+        self.last_used_s = 0.0
+        """When a request last came or ended, by the monotonic clock."""
         self._settings = settings
-        self._supervisor = Supervisor(
-            plan, settings.worker, on_deltas=self._on_deltas, on_death=self._on_death
-        )
-        self._kv = KvQueue(KvAccount(plan.kv_tokens))
+        self._seat = seat
+        self._history = history
+        self._supervisor = self._new_supervisor()
+        self._is_loaded = False
+        self._absence = ""
+        self._record: LoadRecord | None = None
+        self._num_deaths_before = 0
+        self._longest_tokens = 0
+        self._kv = KvQueue(KvAccount(wish.kv_tokens))
         self._tickets = itertools.count(1)
         self._running: dict[int, Running] = {}
         self._num_submitting = 0
@@ -70,14 +110,24 @@ class ModelHost:
         self._worker_stats: Stats | None = None
         self._mean_answer_s = 1.0
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a worker has the model, or is being restarted with it."""
+        return self._is_loaded
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request runs, waits or is on its way in."""
+        return not self._running and not self._num_submitting
+
     def status(self) -> ModelStatus:
         """Where the model stands."""
         supervisor = self._supervisor
         loaded = supervisor.loaded
         return ModelStatus(
-            name=self.plan.model.name,
-            state=supervisor.state,
-            reason=supervisor.reason,
+            name=self.name,
+            state=ModelState.UNLOADED if self._absence else supervisor.state,
+            reason=self._absence or supervisor.reason,
             created_unix_s=supervisor.started_unix_s,
             plan=self.plan,
             pid=supervisor.pid,
@@ -85,24 +135,56 @@ class ModelHost:
             resident_bytes=self.resident_bytes,
             load_s=None if loaded is None else loaded.load_s,
             num_running=len(self._running),
-            num_deaths=supervisor.num_deaths,
+            num_deaths=self._num_deaths_before + supervisor.num_deaths,
             worker_stats=self._worker_stats,
+            forecast_errors=() if self._record is None else self._record.errors(),
         )
 
-    async def start(self) -> None:
-        """Load the model.
+    def defer(self, reason: str) -> None:
+        """Leave it out of memory until it is asked for."""
+        self._absence = reason
+
+    def take(self, plan: Plan, pool: KvAccount) -> None:
+        """Be loaded by this plan from now on; while it is out of memory alone."""
+        assert not self._is_loaded
+        self.plan = plan
+        self._kv = KvQueue(pool)
+
+    async def load(self, machine: MachineSpec) -> None:
+        """Load the model, granted by this reading of the machine.
 
         Raises:
             BrimError: It could not be loaded.
         """
-        await self._supervisor.start()
+        self._num_deaths_before += self._supervisor.num_deaths
+        self._supervisor = self._new_supervisor()
+        self._absence = ""
+        try:
+            await self._supervisor.start()
+        except BaseException as exc:
+            self._absence = f"it could not be loaded: {exc}"
+            raise
+        self._is_loaded, self._longest_tokens = True, 0
+        self._record = LoadRecord(self.plan, machine, self._history)
+        if self._supervisor.loaded is not None:
+            await self._record.loaded(self._supervisor.loaded.footprint)
+
+    async def unload(self, reason: str) -> None:
+        """Take an idle model out of memory; its process is gone when this returns."""
+        assert self.is_idle
+        self._is_loaded, self._absence = False, reason
+        await self._supervisor.stop()
+        self.resident_bytes = self._worker_stats = None
 
     async def submit(self, request: Request) -> StreamedAnswer:
         """Count, admit and start a request; see `runtime.api.Runtime.submit`."""
         self._check_open()
         check_choices(request.num_choices, self.plan)
         self._num_submitting += 1
+        self.last_used_s = time.monotonic()
         try:
+            if not self._is_loaded:
+                await self._seat.ensure_loaded(self)
             worker = await self._supervisor.worker()
             try:
                 return await self._admit(worker, request)
@@ -126,8 +208,14 @@ class ModelHost:
 
     async def measure(self) -> None:
         """Read what the worker holds and has done."""
-        pid = self._supervisor.pid
-        self.resident_bytes = None if pid is None else await asyncio.to_thread(resident_bytes, pid)
+        pid, record = self._supervisor.pid, self._record
+        measured = None if pid is None else await asyncio.to_thread(resident_bytes, pid)
+        if pid != self._supervisor.pid:
+            return  # it was unloaded or has died meanwhile
+        self.resident_bytes = measured
+        if measured is not None and record is not None:
+            has_filled = self._longest_tokens >= FILLED * self.plan.context_tokens
+            await record.measured(measured, has_filled=has_filled)
         if pid is not None:
             with contextlib.suppress(BrimError):  # it died meanwhile: the supervisor knows
                 await self.worker_stats()
@@ -146,6 +234,7 @@ class ModelHost:
     async def stop(self) -> None:
         """End everything that is owed, and the worker; safe more than once."""
         await self.drain(0.0)
+        self._is_loaded, self._absence = False, ""
         await self._supervisor.stop()
 
     async def _admit(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
@@ -173,6 +262,7 @@ class ModelHost:
                 can_fork_prefix=can_fork_prefix,
             )
             check_fits(kv_tokens, self.plan)
+            self._check_growth(kv_tokens, request)
             await self._kv.acquire(str(ticket), kv_tokens)
             self._check_draining()
             worker.start(ticket, max_tokens)
@@ -192,6 +282,27 @@ class ModelHost:
         self._running[ticket] = Running(answer, worker, started_s)
         self._idle.clear()
         return answer
+
+    def _new_supervisor(self) -> Supervisor:
+        return Supervisor(
+            self.plan, self._settings.worker, on_deltas=self._on_deltas, on_death=self._on_death
+        )
+
+    def _check_growth(self, kv_tokens: int, request: Request) -> None:
+        """Refuse what would have to be swapped in: other programs took what the model was granted.
+
+        A request that is forced by the client, where the operator allows it, goes on.
+        """
+        short_bytes = self._seat.short_of_growth(self.name, kv_tokens)
+        if short_bytes and not request.force:
+            forced = ""
+            if self._settings.models.allow_force:
+                forced = ', or force it with "brim": {"force": true}'
+            raise Busy(
+                f"other programs hold memory that this request may need: {gib(short_bytes)} are "
+                f"missing; close some, try again in {PRESSURE_RETRY_AFTER_S:.0f} s{forced}",
+                retry_after_s=PRESSURE_RETRY_AFTER_S,
+            )
 
     def _check_draining(self) -> None:
         if self._is_draining:
@@ -221,6 +332,7 @@ class ModelHost:
             if running.answer.is_ended:
                 self._forget(ticket)
                 if delta.finish_reason is not FinishReason.ERROR:
+                    self._note_length(running.answer, delta)
                     self._supervisor.note_answer()
                     self._note_duration(time.monotonic() - running.started_s)
 
@@ -244,9 +356,15 @@ class ModelHost:
     def _forget(self, ticket: int) -> None:
         """Give the grant back; the one place where a running request ends."""
         del self._running[ticket]
+        self.last_used_s = time.monotonic()
         self._kv.release(str(ticket))
         if not self._running:
             self._idle.set()
+
+    def _note_length(self, answer: StreamedAnswer, last: Delta) -> None:
+        if last.timings is not None:
+            num_tokens = answer.num_prompt_tokens + last.timings.num_completion_tokens
+            self._longest_tokens = max(self._longest_tokens, num_tokens)
 
     def _note_duration(self, answer_s: float) -> None:
         # One part in eight: about the last dozen answers count.

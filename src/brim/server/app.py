@@ -52,6 +52,7 @@ def build_app(
             Route("/v1/models/{model:path}", models.get),
             Route("/health", status.health),
             Route("/brim/ps", status.ps),
+            Route("/brim/ledger", status.ledger),
             Route("/openapi.json", DescriptionRoute(runtime).get),
         ],
         middleware=[

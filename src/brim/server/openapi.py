@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from brim import __version__
+from brim.ledger.entry import Statement
 from brim.runtime.api import ModelStatus
 from brim.server import limits
 from brim.server.wire import openai, responses
@@ -27,16 +28,17 @@ _TYPES: tuple[type, ...] = (
     responses.ModelObject,
     responses.Health,
     ModelStatus,
+    Statement,
 )
 
 _ERRORS = {
     "400": "The request cannot be served as it stands; `param` names the field.",
-    "403": "The Host or Origin header is not one that this server answers to.",
+    "403": "The Host or Origin header is not served here, or force is not allowed.",
     "404": "No such model.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "500": "The engine or brim failed.",
-    "503": "Not now: loading, draining, or the queue is full; see Retry-After.",
+    "503": "Not now: loading, draining, a full queue or no memory; see Retry-After.",
     "507": "It never fits this machine as asked.",
 }
 
@@ -89,6 +91,12 @@ def _paths() -> dict[str, Any]:
         },
         "/health": {"get": {"summary": "Whether requests are taken", "responses": health}},
         "/brim/ps": {"get": _get("State, plan and footprint of each model", statuses)},
+        "/brim/ledger": {
+            "get": _get(
+                "The account of the machine's memory; null while nothing was asked of it",
+                {"anyOf": [_ref(Statement), {"type": "null"}]},
+            )
+        },
         "/openapi.json": {"get": _get("This document", {"type": "object"})},
     }
 

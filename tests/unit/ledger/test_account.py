@@ -10,6 +10,10 @@ from brim.core.plan import Objective, Verdict
 from brim.errors import DoesNotFit
 from brim.ledger.account import Account
 from brim.ledger.budget import Budget, Limit
+from brim.ledger.correction import PastErrors
+from brim.ledger.entry import TransientKind
+from brim.ledger.kv import KvAccount
+from brim.planner.fit import Room
 from brim.planner.plan import make_plan
 
 GB = 10**9
@@ -111,7 +115,8 @@ def test_every_context_that_is_named_fits(
     )
     small = msgspec.structs.replace(machine, ram_bytes=17 * GB)
     ways = Account().ask(plan, small).ways_to_fit
-    context = int(ways[0].split("--ctx ")[1].rstrip(")"))
+    [shorter] = [way for way in ways if way.startswith("a context of ")]
+    context = int(shorter.split("--ctx ")[1].rstrip(")"))
     for objective, tokens in ((Objective.DECODE, context), (Objective.MEMORY, 32_768)):
         again = make_plan(
             llama_8b, small, engine="llamacpp", context_tokens=tokens, objective=objective,
@@ -120,14 +125,36 @@ def test_every_context_that_is_named_fits(
         assert Account().ask(again, small).verdict is not Verdict.NO
 
 
-def test_a_smaller_file_is_named_where_only_that_helps(
+@pytest.mark.parametrize(
+    ("weights_bytes", "ram_bytes", "says"),
+    [
+        (8_541_000_000, 10 * GB, "a smaller quant, such as Q4_K_M (about 4.57 GiB of weights inst"),
+        (4_912_898_048, 8_300_000_000, "a smaller quant, such as Q2_K (about 2.95 GiB of weights "),
+        (4_912_898_048, 6_500_000_000, "a smaller model: at most "),
+    ],
+)
+def test_a_smaller_file_is_named_where_it_helps(
+    llama_8b: ModelSpec, machine: MachineSpec, weights_bytes: int, ram_bytes: int, says: str
+) -> None:
+    """The refusal names the largest usual quant that has room, or how large a model may be."""
+    tiny = msgspec.structs.replace(machine, ram_bytes=ram_bytes, others_bytes=2 * GB)
+    model = msgspec.structs.replace(llama_8b, weights_bytes=weights_bytes)
+    ways = Account().ask(make_plan(model, tiny, engine="llamacpp"), tiny).ways_to_fit
+    assert any(way.startswith(says) for way in ways), ways
+
+
+def test_at_most_three_ways_are_named_and_the_cheapest_first(
     llama_8b: ModelSpec, machine: MachineSpec
 ) -> None:
-    """Where the weights alone are too large, the refusal says how large they may be."""
-    tiny = msgspec.structs.replace(machine, ram_bytes=9 * GB)
-    plan = make_plan(llama_8b, tiny, engine="llamacpp")
-    ways = Account().ask(plan, tiny).ways_to_fit
-    assert any(way.startswith("a smaller quant or model: at most ") for way in ways)
+    """Options before another model's end, that before a download; closing programs comes last."""
+    account = Account()
+    account.grant("helper", terms(4 * GB), machine)
+    plan = make_plan(llama_8b, machine, engine="llamacpp", context_tokens=32_768)
+    assert plan.memory.total_bytes > 10 * GB
+    options, context, stop = account.ask(plan, machine).ways_to_fit
+    assert options.endswith(f"--objective memory, {options.split(', ')[-1]}")
+    assert context.startswith("a context of ")
+    assert stop == "stop helper (3.73 GiB)"
 
 
 def test_a_model_to_stop_is_named(machine: MachineSpec) -> None:
@@ -138,3 +165,158 @@ def test_a_model_to_stop_is_named(machine: MachineSpec) -> None:
     ways = account.ask(terms(6 * GB), machine).ways_to_fit
     assert "stop large (8.38 GiB)" in ways
     assert not any("little" in way for way in ways)
+
+
+def test_several_wishes_are_answered_in_order(machine: MachineSpec) -> None:
+    """Each stands beside those before it that fit; one that does not is left out of the sum."""
+    account = fixed_budget(100, 120)
+    account.grant("a", terms(50), machine)
+    answers = account.ask_all([("b", terms(60)), ("c", terms(80)), ("d", terms(10))], machine)
+    assert [(name, grant.verdict) for name, grant in answers] == [
+        ("b", Verdict.TIGHT), ("c", Verdict.NO), ("d", Verdict.TIGHT),
+    ]  # fmt: skip
+    assert answers[2][1].budget_bytes == 0
+    assert account.charged_bytes == 50
+
+
+def test_a_wish_of_a_loaded_models_name_stands_in_its_place(machine: MachineSpec) -> None:
+    """What if this model had more context: its present grant does not count twice."""
+    account = fixed_budget(100, 120)
+    account.grant("a", terms(50), machine)
+    account.grant("b", terms(40), machine)
+    [(_, grant)] = account.ask_all([("a", terms(60))], machine)
+    assert (grant.verdict, grant.budget_bytes) == (Verdict.COMFORTABLE, 60)
+    assert account.ask(terms(60), machine, without=["a"]).verdict is Verdict.COMFORTABLE
+    assert account.room(machine, without=["a"]) == Room(60, 80)
+    assert account.room(machine) == Room(10, 30)
+
+
+def test_transients_are_charged_and_end_with_their_owner(machine: MachineSpec) -> None:
+    """A copy for a moment must fit like a model, and is gone when it or its model is released."""
+    account = fixed_budget(100, 120)
+    account.grant("a", terms(60), machine)
+    assert account.reserve("a", TransientKind.KV_GROWTH, 40, machine)
+    assert not account.reserve("a", TransientKind.PREFIX_CACHE_WRITE, 21, machine)
+    assert account.reserve("a", TransientKind.PREFIX_CACHE_WRITE, 20, machine)
+    assert account.ask(terms(1), machine).verdict is Verdict.NO
+    account.release_transient("a", TransientKind.KV_GROWTH)
+    account.release_transient("a", TransientKind.KV_GROWTH)
+    assert account.charged_bytes == 80
+    account.release("a")
+    assert account.charged_bytes == 0
+
+
+def test_what_others_took_of_a_grant_is_short(machine: MachineSpec) -> None:
+    """A request is short of what its model may still grow by and other programs hold."""
+    account = fixed_budget(100, 100)
+    pool = KvAccount(10)
+    wanted = MemoryTerms(weights_bytes=30, kv_bytes=40, compute_bytes=0, overhead_bytes=0)
+    account.grant("a", wanted, machine, pool=pool)
+    assert account.short_of_growth("a", 10, machine) == 0, "unmeasured, it holds all of its grant"
+    account.reconcile("a", 50)
+    assert account.short_of_growth("a", 10, machine) == 0
+    less = Account(
+        lambda _: Budget(comfortable=Limit(55, ""), tight=Limit(55, ""), reserve_bytes=0)
+    )
+    less.grant("a", wanted, machine, pool=pool, force=True)
+    less.reconcile("a", 50)
+    assert less.short_of_growth("a", 10, machine) == 0, "forced: whoever loaded it accepts that"
+
+
+@pytest.mark.parametrize(
+    ("tight", "tokens", "short"), [(100, 10, 0), (60, 10, 10), (60, 2, 0), (40, 1, 4), (40, 10, 20)]
+)
+def test_shortage_is_counted_to_the_byte(
+    machine: MachineSpec, tight: int, tokens: int, short: int
+) -> None:
+    """50 of 70 bytes are held; a token of the pool is 4, and at most 20 can still be taken."""
+    limits = [100]
+    account = Account(
+        lambda _: Budget(comfortable=Limit(limits[0], ""), tight=Limit(limits[0], ""),
+                         reserve_bytes=0)
+    )  # fmt: skip
+    wanted = MemoryTerms(weights_bytes=30, kv_bytes=40, compute_bytes=0, overhead_bytes=0)
+    account.grant("a", wanted, machine, pool=KvAccount(10))
+    account.reconcile("a", 50)
+    limits[0] = tight
+    assert account.short_of_growth("a", tokens, machine) == short
+
+
+def test_past_errors_are_charged_and_the_forecast_stays_visible(machine: MachineSpec) -> None:
+    """A model that took a tenth more than planned is granted more; its plan is shown beside."""
+    account = fixed_budget(1000, 1200)
+    past = PastErrors(ratios={"weights_bytes": (1.1,) * 50})
+    grant = account.grant("a", terms(500), machine, past=past)
+    assert (grant.planned_bytes, grant.asked_bytes) == (500, 543)
+    assert (account.entry("a").planned.total_bytes, account.charged_bytes) == (500, 543)
+    with pytest.raises(DoesNotFit, match=r"needs 0\.00 GiB \(0\.00 GiB planned\), "):
+        account.grant("b", terms(640), machine, past=past)
+
+
+def test_statement_adds_up_by_term(machine: MachineSpec) -> None:
+    """Every term is in the statement, and what requests hold is a part of the pool."""
+    account, pool = Account(), KvAccount(100)
+    wanted = MemoryTerms(
+        weights_bytes=10, kv_bytes=400, compute_bytes=30, overhead_bytes=5, repacked_bytes=7
+    )
+    account.grant("a", wanted, machine, pool=pool)
+    pool.reserve("r", 25)
+    account.reserve("a", TransientKind.PREFIX_CACHE_WRITE, 3, machine)
+    account.reserve("a", TransientKind.KV_GROWTH, 2, machine)
+    said = account.statement(machine)
+    assert said.charged_bytes == wanted.total_bytes + 5 == (
+        said.weights_mapped_bytes + said.weights_dirty_bytes + said.kv_committed_bytes
+        + said.compute_reserved_bytes + said.overhead_bytes + said.prefix_cache_bytes
+        + said.transient_bytes
+    )  # fmt: skip
+    assert (said.kv_committed_bytes, said.kv_reserved_bytes) == (400, 100)
+    assert said.entries[0].kv_reserved_tokens == 25
+    assert said.free_bytes == said.tight_bytes - said.charged_bytes
+    assert said.others_bytes == machine.others_bytes
+
+
+def test_promises_are_what_is_charged(machine: MachineSpec) -> None:
+    """What other processes are told adds up to the account."""
+    account = Account()
+    account.grant("a", terms(10), machine)
+    account.reserve("a", TransientKind.KV_GROWTH, 2, machine)
+    assert account.promises() == [("a", 10), ("kv_growth", 2)]
+    assert "a" in account
+    assert "b" not in account
+
+
+def test_a_load_peak_must_fit_and_ends_with_the_load(machine: MachineSpec) -> None:
+    """A peak over the budget is refused by name; it is charged while the model loads, not after."""
+    account = fixed_budget(100, 120)
+    peaked = msgspec.structs.replace(terms(60), load_peak_bytes=110)
+    assert account.ask(peaked, machine).verdict is Verdict.COMFORTABLE
+    account.grant("a", terms(11), machine)
+    account.begin_load("a")
+    account.end_load("a")
+    refused = account.ask(peaked, machine)
+    assert (refused.verdict, refused.asked_bytes, refused.short_bytes) == (Verdict.NO, 110, 1)
+    assert refused.binding == "ram minus others and reserve, while it loads"
+    account.release("a")
+    account.grant("b", peaked, machine)
+    account.grant("c", terms(50), machine)
+    assert account.charged_bytes == 110, "c is not loaded yet: b's peak may use its bytes"
+    account.begin_load("b")
+    assert account.charged_bytes == 110
+    account.end_load("b")
+    account.begin_load("c")
+    assert account.charged_bytes == 110
+
+
+def test_what_nothing_here_helps_is_told_the_machine_that_would(
+    llama_8b: ModelSpec, machine: MachineSpec
+) -> None:
+    """After a smaller file comes the smallest machine that grants it; what fits needs none."""
+    tiny = msgspec.structs.replace(machine, ram_bytes=8 * GIB, others_bytes=4 * GB)
+    refused = Account().ask(make_plan(llama_8b, tiny, engine="llamacpp"), tiny)
+    assert refused.ways_to_fit[-1] == "a machine with 16 GB of memory"
+    larger = msgspec.structs.replace(tiny, ram_bytes=16 * GIB)
+    plan = make_plan(llama_8b, tiny, engine="llamacpp")
+    assert Account().ask(plan, larger).verdict is not Verdict.NO
+    tight = fixed_budget(100, 120).ask(terms(110), machine)
+    assert tight.verdict is Verdict.TIGHT
+    assert not any(way.startswith("a machine") for way in tight.ways_to_fit)

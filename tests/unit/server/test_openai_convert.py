@@ -233,3 +233,15 @@ def test_prompts_that_are_none_of_them_are_refused(
     with pytest.raises(InvalidRequest, match=words) as caught:
         plain(models, prompt)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("brim", "forced"),
+    [(None, False), ({}, False), ({"force": False}, False), ({"force": True}, True)],
+)
+def test_force_is_handed_on(
+    models: list[ModelStatus], brim: dict[str, bool] | None, forced: bool
+) -> None:
+    """`brim.force` of either route reaches the runtime, which asks whether it is allowed."""
+    assert chat(models, brim=brim).requests[0].force is forced
+    assert [each.force for each in plain(models, ["a", "b"], brim=brim).requests] == [forced] * 2

@@ -4,6 +4,10 @@ import msgspec
 import pytest
 from support.scripted import Client, ScriptedRuntime
 
+from brim.core.machine import MachineSpec
+from brim.core.memory import MemoryTerms
+from brim.ledger.account import Account
+from brim.ledger.entry import Statement
 from brim.runtime.api import ModelState, ModelStatus
 from brim.server.app import build_app
 from brim.server.guard import served_hosts
@@ -32,6 +36,7 @@ async def test_an_unknown_model_is_404(client: Client) -> None:
     [
         ([ModelState.READY], False, 200, "ok"),
         ([], False, 200, "ok"),
+        ([ModelState.READY, ModelState.UNLOADED], False, 200, "ok"),
         ([ModelState.READY, ModelState.STARTING], False, 503, "loading"),
         ([ModelState.RESTARTING, ModelState.QUARANTINED], False, 503, "loading"),
         ([ModelState.QUARANTINED], False, 503, "failed"),
@@ -62,6 +67,19 @@ async def test_ps_is_a_list_of_model_status_without_the_template(client: Client)
     assert status.plan.memory.total_bytes == 17
     assert status.footprint is not None
     assert status.plan.model.chat_template is None
+
+
+async def test_the_ledger_is_a_statement(client: Client, runtime: ScriptedRuntime) -> None:
+    """/brim/ledger decodes to the account's statement, and is null before anything was asked."""
+    assert (await client.get("/brim/ledger")).json() is None
+    account = Account()
+    terms = MemoryTerms(weights_bytes=2, kv_bytes=3, compute_bytes=5, overhead_bytes=7)
+    machine = MachineSpec(name="m", system="linux", ram_bytes=16 * 10**9, others_bytes=10**9)
+    account.grant("small", terms, machine)
+    runtime.account = account.statement(machine)
+    reply = await client.get("/brim/ledger")
+    assert msgspec.json.decode(reply.body, type=Statement) == runtime.account
+    assert reply.json()["kv_committed_bytes"] == 3
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/health/", "/v1/completions/"])

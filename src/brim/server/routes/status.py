@@ -1,4 +1,4 @@
-"""`GET /health` for load balancers and scripts, `GET /brim/ps` for `brim ps`."""
+"""`GET /health` for load balancers, `GET /brim/ps` and `GET /brim/ledger` for `brim ps`."""
 
 import msgspec
 from starlette.requests import Request
@@ -8,6 +8,8 @@ from brim.runtime.api import ModelState, ModelStatus, Runtime
 from brim.server.wire.responses import Health
 
 _LOADING = frozenset({ModelState.STARTING, ModelState.RESTARTING})
+_SERVING = frozenset({ModelState.READY, ModelState.UNLOADED})
+"""A model that is out of memory takes requests: the first one loads it."""
 
 
 class StatusRoutes:
@@ -30,7 +32,7 @@ class StatusRoutes:
         states = {status.name: status.state.value for status in statuses}
         if self._runtime.is_draining():
             return Health(status="draining", models=states)
-        if all(status.state is ModelState.READY for status in statuses):
+        if all(status.state in _SERVING for status in statuses):
             return Health(status="ok")
         is_loading = any(status.state in _LOADING for status in statuses)
         return Health(status="loading" if is_loading else "failed", models=states)
@@ -39,6 +41,11 @@ class StatusRoutes:
         """Every model's state, plan and footprint: a list of `runtime.api.ModelStatus`."""
         statuses = [_without_template(status) for status in self._runtime.models()]
         return Response(msgspec.json.encode(statuses), media_type="application/json")
+
+    async def ledger(self, _: Request) -> Response:
+        """The account of the machine's memory: `ledger.entry.Statement`, or null before a grant."""
+        statement = self._runtime.statement()
+        return Response(msgspec.json.encode(statement), media_type="application/json")
 
 
 def _without_template(status: ModelStatus) -> ModelStatus:

@@ -79,6 +79,7 @@ def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus]) -> Cal
         stop=_stops(body),
         sampling=_sampling(body, status, (body.top_logprobs or 0) if body.logprobs else None),
         template_variables=variables,
+        force=_is_forced(body),
     )
     return _call(body, request_id, (request,))
 
@@ -100,6 +101,7 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> C
         num_choices=body.n or 1,
         stop=_stops(body),
         sampling=_sampling(body, status, body.logprobs),
+        force=_is_forced(body),
     )
     plan = status.plan
     prompts = prompts_of(body.prompt, plan.model.vocab_size, plan.context_tokens)
@@ -204,6 +206,10 @@ def _message(message: ChatMessage) -> Message:
         content=content if isinstance(content, str) else "".join(part.text for part in content),
         name=message.name,
     )
+
+
+def _is_forced(body: Body) -> bool:
+    return body.brim is not None and bool(body.brim.force)
 
 
 def _stops(body: Body) -> tuple[str, ...]:

@@ -129,6 +129,7 @@ def _owner(path: str, schema: type[msgspec.Struct]) -> type[msgspec.Struct]:
         "content": openai.TextPart,
         "stream_options": openai.StreamOptions,
         "response_format": openai.TextFormat,
+        "brim": openai.BrimOptions,
     }
     names = re.findall(r"[a-z_]+", path)
     return owners.get(names[-1], schema) if names else schema

@@ -67,6 +67,14 @@ class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     type: Literal["text"]
 
 
+class BrimOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What brim takes beyond OpenAI's fields."""
+
+    force: bool | None = None
+    """Run although other programs hold memory that the request may need; where the operator allows
+    it (`models.allow_force`), and never beyond the KV pool."""
+
+
 class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and plain completions share."""
 
@@ -105,6 +113,8 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         | None
     ) = None
     ignore_eos: bool | None = None
+
+    brim: BrimOptions | None = None
 
     # Accepted without effect: they are about accounts and billing, not about the answer.
     user: str | None = None
