@@ -9,7 +9,21 @@ import typer
 from typer.exceptions import TyperException
 
 import brim
-from brim.cli import bench, config, convert, models, ps, run, serve, stop
+from brim.cli import (
+    bench,
+    calibrate,
+    config,
+    convert,
+    forecast,
+    machine,
+    models,
+    plan,
+    ps,
+    recommend,
+    run,
+    serve,
+    stop,
+)
 from brim.cli.errors import FAILED, INTERRUPTED, exit_code_of, report, say
 
 app = typer.Typer(
@@ -22,9 +36,14 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("serve")(serve.serve)
+app.command("plan")(plan.plan)
 app.command("ps")(ps.ps)
 app.command("stop")(stop.stop)
 app.command("models")(models.models)
+app.command("machine")(machine.machine)
+app.command("calibrate")(calibrate.calibrate)
+app.command("recommend")(recommend.recommend)
+app.command("forecast")(forecast.forecast)
 app.command("convert")(convert.convert)
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")

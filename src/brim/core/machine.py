@@ -73,6 +73,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     swap_used_bytes: int | None = None
     swapped_out_bytes: int | None = None
     """Since boot; two readings tell whether the machine swaps now."""
+    swapped_in_bytes: int | None = None
     thermal: ThermalState | None = None
     hottest_celsius: float | None = None
     is_throttled: bool | None = None

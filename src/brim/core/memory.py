@@ -14,6 +14,12 @@ class MemoryTerms(msgspec.Struct, frozen=True, kw_only=True):
     """The process itself: interpreter, libraries, tokenizer tables."""
     repacked_bytes: int = 0
     """Anonymous second copy of weights that a backend rearranges for speed."""
+    mapped_bytes: int = 0
+    """The part of the weights that is file pages: clean, and dropped rather than swapped."""
+    compute_touched_bytes: int = 0
+    """The part of `compute_bytes` that a full micro-batch over a full context writes to."""
+    load_peak_bytes: int = 0
+    """Most that the process takes while it loads; 0 where nobody says."""
 
     @property
     def total_bytes(self) -> int:
@@ -25,6 +31,18 @@ class MemoryTerms(msgspec.Struct, frozen=True, kw_only=True):
             + self.compute_bytes
             + self.overhead_bytes
         )
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the process will be seen to hold once its context was filled."""
+        return self.total_bytes - self.compute_bytes + self.compute_touched_bytes
+
+    def with_draft(self, draft: "MemoryTerms") -> "MemoryTerms":
+        """A target and its draft in one process; `draft` is without a process of its own."""
+        summed = {
+            name: getattr(self, name) + getattr(draft, name) for name in self.__struct_fields__
+        }
+        return MemoryTerms(**summed)
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):

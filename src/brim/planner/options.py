@@ -22,6 +22,11 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_type_v: str
     flash_attention: bool
     repack_weights: bool
+    num_threads: int | None = None
+    """Threads of a step with one row; None leaves them to the planner's rules."""
+    num_batch_threads: int | None = None
+    wait_policy: str = "passive"
+    """A name in `core.calibration.WAIT_POLICIES`."""
     reasons: dict[str, str]
 
 
@@ -53,12 +58,25 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_options(
-    spec: ModelSpec, machine: MachineSpec, engine: str, objective: Objective, wishes: Wishes
+    spec: ModelSpec,
+    machine: MachineSpec,
+    engine: str,
+    objective: Objective,
+    wishes: Wishes,
+    measured: Sequence[LoadOptions] = (),
 ) -> list[LoadOptions]:
     """KV type, flash attention and repacking for the objective: best first, then ever smaller.
 
     Every candidate honours the wishes; the later ones are for machines where the first does not
     fit.
+
+    Args:
+        spec: The model.
+        machine: Where it will run.
+        engine: The engine's name.
+        objective: What to favour.
+        wishes: What the user decided.
+        measured: Candidates by measurement of this machine, which go before the rules.
 
     Raises:
         ConfigError: A wish contradicts the model or another wish.
@@ -66,7 +84,7 @@ def load_options(
     preferred = preferred_options(machine, engine, objective)
     frugal = preferred_options(machine, engine, Objective.MEMORY)
     needed = "memory needs it: "
-    candidates = [
+    candidates = measured or [
         preferred,
         msgspec.structs.replace(
             preferred,

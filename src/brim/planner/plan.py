@@ -8,11 +8,13 @@ import bisect
 import functools
 from collections.abc import Callable
 
+from brim.core.calibration import WAIT_POLICIES, Calibration
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.errors import ConfigError
+from brim.planner.measured_options import measured_options
 from brim.planner.memory import KV_PADDING_TOKENS, memory_terms, pad_kv_tokens
 from brim.planner.options import (
     LoadOptions,
@@ -45,8 +47,8 @@ A sleeping thread wakes in 5 to 20 us, at each of a layer's 37 or so graph nodes
 in 5.4 on two; at 37 MiB a layer they are equal (2-core x86-64 Linux VM, November 2026).
 """
 
-MAX_POOL_EXTRA_OF_RAM = 16
-"""What the pool takes beyond one window may cost at most this part (1/16) of RAM."""
+MAX_POOL_OF_RAM = 16
+"""A pool larger than one window may cost at most this part (1/16) of RAM."""
 
 
 def make_plan(
@@ -62,6 +64,7 @@ def make_plan(
     threads: int | None = None,
     exact_profile: bool = False,
     free_bytes: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """The plan for one model; None leaves a choice to the planner.
 
@@ -77,6 +80,7 @@ def make_plan(
         threads: Threads of the backend.
         exact_profile: Load so that results do not depend on what else is in the batch, to the bit.
         free_bytes: What may be granted to it: load options give way to memory to stay within.
+        calibration: What was measured of this machine with this engine.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -91,15 +95,24 @@ def make_plan(
     candidates = (
         [exact_options(spec, wishes)]
         if exact_profile and engine == "llamacpp"
-        else load_options(spec, machine, engine, objective, wishes)
+        else load_options(
+            spec,
+            machine,
+            engine,
+            objective,
+            wishes,
+            _measured(spec, calibration, objective, context),
+        )
     )
 
-    def terms_with(options: LoadOptions, kv_tokens: int) -> MemoryTerms:
+    def terms_with(
+        options: LoadOptions, kv_tokens: int, num_sequences: int = max_sequences
+    ) -> MemoryTerms:
         return memory_terms(
             spec,
             engine=engine,
             kv_tokens=kv_tokens,
-            max_sequences=max_sequences,
+            max_sequences=num_sequences,
             kv_type_k=options.kv_type_k,
             kv_type_v=options.kv_type_v,
             micro_batch_tokens=MICRO_BATCH_TOKENS,
@@ -114,8 +127,10 @@ def make_plan(
     )
     terms = functools.partial(terms_with, options)
     kv_tokens, pool_reason = _pool(context, max_sequences, machine, terms, free_bytes)
-    num_threads, num_batch_threads, threads_reason = _threads(spec, machine, threads)
-    environment, environment_reason = _environment(engine, num_batch_threads, exact_profile)
+    num_threads, num_batch_threads, threads_reason = _threads(spec, machine, threads, options)
+    environment, environment_reason = _environment(
+        engine, num_batch_threads, exact_profile, options
+    )
     return Plan(
         model=spec,
         engine=engine,
@@ -139,9 +154,9 @@ def make_plan(
             "max_batch_tokens": "one micro batch a step: a second would only lengthen the stall of "
             "decoding sequences",
             "micro_batch_tokens": "llama.cpp's default; scratch memory grows with every row",
+            **options.reasons,
             "num_threads": threads_reason,
             "environment": environment_reason,
-            **options.reasons,
         },
     )
 
@@ -170,28 +185,32 @@ def _pool(
     context: int,
     max_sequences: int,
     machine: MachineSpec,
-    terms: Callable[[int], MemoryTerms],
+    terms: Callable[..., MemoryTerms],
     free_bytes: int | None,
 ) -> tuple[int, str]:
     """Cells that suit `max_sequences` short conversations and one that fills the window, and why.
 
-    `terms` gives the bytes of the model by its number of cells.
+    Grows with either and never shrinks, so that asking for more never costs less.  `terms` gives
+    the bytes of the model by its number of cells, and of sequences where others are meant.
     """
     sharing = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
-    window, shared = pad_kv_tokens(context), pad_kv_tokens(max(context, sharing))
+    window, most = pad_kv_tokens(context), _most_shared_cells(machine, terms)
+    shared = pad_kv_tokens(max(context, min(sharing, most)))
     if shared == window:
-        return window, "one full window, which all sequences share"
-    with_more = terms(shared).total_bytes
-    extra_bytes = with_more - terms(window).total_bytes
-    if extra_bytes * MAX_POOL_EXTRA_OF_RAM > machine.ram_bytes:
+        if sharing <= window:
+            return window, "one full window, which all sequences share"
         return window, (
-            f"one full window, shared; {shared} tokens for {max_sequences} sequences would cost "
-            f"over 1/{MAX_POOL_EXTRA_OF_RAM} of RAM more"
+            f"one full window, shared; {sharing} tokens for {max_sequences} sequences would cost "
+            f"over 1/{MAX_POOL_OF_RAM} of RAM"
         )
-    if free_bytes is not None and with_more > free_bytes:
+    if free_bytes is not None and terms(shared).total_bytes > free_bytes:
         return window, (
             f"one full window, shared; there is no room for {shared} tokens for {max_sequences} "
             "sequences"
+        )
+    if sharing > most:
+        return shared, (
+            f"what 1/{MAX_POOL_OF_RAM} of RAM holds, for {max_sequences} sequences that share it"
         )
     return shared, (
         f"{SHARED_TOKENS_PER_SEQUENCE} tokens for each of {max_sequences} sequences, at most "
@@ -199,7 +218,25 @@ def _pool(
     )
 
 
-def _threads(spec: ModelSpec, machine: MachineSpec, asked: int | None) -> tuple[int, int, str]:
+def _most_shared_cells(machine: MachineSpec, terms: Callable[..., MemoryTerms]) -> int:
+    """Cells that `MAX_POOL_OF_RAM` pays for, by what cells cost between two usual pools."""
+    few, many = 4096, 8192
+    cell_bytes = (terms(many, 1).total_bytes - terms(few, 1).total_bytes) / (many - few)
+    cells = int(machine.ram_bytes / MAX_POOL_OF_RAM / max(1.0, cell_bytes))
+    return cells // KV_PADDING_TOKENS * KV_PADDING_TOKENS
+
+
+def _measured(
+    spec: ModelSpec, calibration: Calibration | None, objective: Objective, context: int
+) -> list[LoadOptions]:
+    if calibration is None or not calibration.costs:
+        return []
+    return measured_options(spec, calibration, objective, context)
+
+
+def _threads(
+    spec: ModelSpec, machine: MachineSpec, asked: int | None, options: LoadOptions
+) -> tuple[int, int, str]:
     """Threads for one row, threads for several, and why.
 
     One sequence's decode waits for memory, not for arithmetic, so its last core buys nothing; left
@@ -214,17 +251,21 @@ def _threads(spec: ModelSpec, machine: MachineSpec, asked: int | None) -> tuple[
         return asked, asked, "asked for"
     if spec.weights_bytes < SHARED_LAYER_BYTES * spec.num_layers:
         return 1, 1, "layers this small are done before a second thread wakes up"
+    if options.num_threads is not None and options.num_batch_threads is not None:
+        return options.num_threads, options.num_batch_threads, options.reasons["num_threads"]
     num_cores = machine.performance_cores
     reason = "one for each performance core; a single row leaves one core to everything else"
     return max(1, num_cores - 1), num_cores, reason
 
 
-def _environment(engine: str, num_threads: int, exact_profile: bool) -> tuple[dict[str, str], str]:
+def _environment(
+    engine: str, num_threads: int, exact_profile: bool, options: LoadOptions
+) -> tuple[dict[str, str], str]:
     """What must stand in the worker's environment before its backend starts."""
-    if engine == "toy":
-        return {}, "the toy engine has no threads"
-    environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(num_threads)}
-    reason = (
+    if engine != "llamacpp":
+        return {}, f"the {engine} engine has no OpenMP threads"
+    environment = WAIT_POLICIES[options.wait_policy] | {"OMP_NUM_THREADS": str(num_threads)}
+    reason = options.reasons.get("environment") or (
         "spinning threads collapse beside any busy process: 1,650 ms a token next to one "
         "competitor, 44 when they wait passively"
     )
@@ -235,28 +276,24 @@ def _environment(engine: str, num_threads: int, exact_profile: bool) -> tuple[di
 
 
 def largest_context(plan: Plan, machine: MachineSpec, budget_bytes: int) -> int | None:
-    """The longest window for which this model would be planned within `budget_bytes`.
+    """The longest window for which this model can be planned within `budget_bytes`.
 
-    A multiple of 256 below the plan's own, with the pool that suits it and everything else as it
-    is; None where none fits.
+    A multiple of 256 below the plan's own, with a pool of one window where more has no room, and
+    everything else as it is; None where none fits.
     """
 
-    def terms(kv_tokens: int) -> MemoryTerms:
+    def total_bytes(context: int) -> int:
         return memory_terms(
             plan.model,
             engine=plan.engine,
-            kv_tokens=kv_tokens,
+            kv_tokens=pad_kv_tokens(context),
             max_sequences=plan.max_sequences,
             kv_type_k=plan.kv_type_k,
             kv_type_v=plan.kv_type_v,
             micro_batch_tokens=plan.micro_batch_tokens,
             flash_attention=plan.flash_attention,
             repack_weights=plan.repack_weights,
-        )
-
-    def total_bytes(context: int) -> int:
-        kv_tokens, _ = _pool(context, plan.max_sequences, machine, terms, None)
-        return terms(kv_tokens).total_bytes
+        ).total_bytes
 
     shorter = range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS)
     # More context never costs less, so those that fit come first.

@@ -10,6 +10,8 @@ LLAMA_1B = ModelSpec(
     fingerprint="f", num_parameters=1_235_814_400, weights_bytes=799_862_912, num_layers=16,
     hidden_size=2048, num_heads=32, num_kv_heads=(8,) * 16, key_dim=64, value_dim=64,
     vocab_size=128_256, trained_context_tokens=131_072, feed_forward_size=8192, quant="Q4_K_M",
+    active_bytes=799_862_912, active_parameters=1_235_814_400,
+    matrix_bytes={"Q4_K": 466_747_392, "Q6_K": 332_867_584},
 )  # fmt: skip
 
 

@@ -148,21 +148,22 @@ def test_odd_heads_stay_f16(llama_1b: ModelSpec, mac: MachineSpec) -> None:
 
 @pytest.mark.parametrize(
     ("sequences", "context", "pool"),
-    [(1, 8192, 8192), (16, 8192, 16384), (4, 8192, 8192), (16, 1000, 4096), (2, 700, 2048)],
+    [(1, 8192, 8192), (12, 8192, 12288), (4, 8192, 8192), (16, 1000, 4096), (2, 700, 2048)],
 )
 def test_pool_holds_a_window_and_short_turns(
     llama_1b: ModelSpec, laptop: MachineSpec, sequences: int, context: int, pool: int
 ) -> None:
     """The pool is one window, or 1,024 tokens a sequence up to four windows, in steps of 256."""
+    roomy = msgspec.structs.replace(laptop, ram_bytes=2 * laptop.ram_bytes)
     plan = make_plan(
-        llama_1b, laptop, engine="llamacpp", max_sequences=sequences, context_tokens=context
+        llama_1b, roomy, engine="llamacpp", max_sequences=sequences, context_tokens=context
     )
     assert plan.kv_tokens == pool
 
 
 def test_pool_is_one_window_where_ram_is_short(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
-    """The pool beyond one window is left out where it would cost over a sixteenth of RAM."""
-    small = msgspec.structs.replace(laptop, ram_bytes=8 * 2**30)
+    """A pool beyond one window is left out where it would cost over a sixteenth of RAM."""
+    small = msgspec.structs.replace(laptop, ram_bytes=4 * 2**30)
     plan = make_plan(llama_1b, small, engine="llamacpp", max_sequences=16)
     assert plan.kv_tokens == 8192
     assert "1/16 of RAM" in plan.reasons["kv_tokens"]
@@ -187,17 +188,26 @@ def test_largest_context_fits_and_the_next_does_not(
 ) -> None:
     """The largest context plans within the bytes given, and 256 tokens more would not."""
 
-    def planned(context: int) -> Plan:
+    def planned(context: int, free_bytes: int | None = None) -> Plan:
         return make_plan(
-            llama_1b, laptop, engine="llamacpp", context_tokens=context, max_sequences=sequences
+            llama_1b,
+            laptop,
+            engine="llamacpp",
+            context_tokens=context,
+            max_sequences=sequences,
+            kv_type="f16",
+            exact_profile=False,
+            free_bytes=free_bytes,
         )
 
     plan = planned(8192)
     budget = planned(2048).memory.total_bytes + 10 * 2**20
     context = largest_context(plan, laptop, budget)
     assert context is not None
-    assert planned(context).memory.total_bytes <= budget
-    assert planned(context + 256).memory.total_bytes > budget
+    fitting, longer = planned(context, budget), planned(context + 256, budget)
+    assert fitting.repack_weights
+    assert fitting.memory.total_bytes <= budget
+    assert not longer.repack_weights or longer.memory.total_bytes > budget
     assert largest_context(plan, laptop, 1) is None
 
 

@@ -1,156 +1,116 @@
-"""Bytes of a loaded model, checked against what llama.cpp says it allocated."""
+"""Bytes of a loaded model, term by term, for each engine."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
-from brim.core.model import ModelSpec
+from brim.core.memory import MemoryTerms
+from brim.core.model import KvLayer, ModelSpec
 from brim.errors import ConfigError
-from brim.planner.memory import (
-    KV_TYPES,
-    kv_bytes_per_token,
-    llamacpp_compute_bytes,
-    memory_terms,
-    pad_kv_tokens,
-    repacked_bytes,
-)
+from brim.planner.memory import memory_terms
+from brim.planner.overhead import WORKER_OVERHEAD_BYTES, repacked_bytes, work_bytes
 
 MIB = 1024**2
 
-SHAPES = {
-    # name: (layers, hidden, heads, KV heads, head width, feed-forward, vocabulary)
-    "1m": (2, 128, 2, 1, 64, 384, 4096),
-    "6m": (6, 256, 4, 2, 64, 768, 4096),
-    "half b": (24, 896, 14, 2, 64, 4864, 151936),
-    "1b": (16, 2048, 32, 8, 64, 8192, 128256),
-    "4b": (36, 2560, 32, 8, 128, 9728, 151936),
-    "7b": (32, 4096, 32, 32, 128, 11008, 32000),
-    "8b": (32, 4096, 32, 8, 128, 14336, 128256),
-}
 
-RECORDED_MIB = [
-    # shape, cells, rows, sequences, flash attention -> compute buffer, output buffer.
-    # Log lines of llama.cpp (llama-cpp-python 0.3.36) on x86, f16 KV, unified pool.
-    ("1m", 1024, 512, 1, False, 7.51, 0.02),
-    ("1m", 8192, 512, 16, True, 11.26, 0.25),
-    ("6m", 8192, 512, 16, False, 83.01, 0.25),
-    ("6m", 1024, 512, 1, True, 7.51, 0.02),
-    ("half b", 8192, 512, 16, False, 249.26, 9.27),
-    ("half b", 32768, 512, 1, True, 67.51, 0.58),
-    ("1b", 8192, 512, 1, False, 550.01, 0.49),
-    ("1b", 1024, 512, 16, True, 65.01, 7.83),
-    ("4b", 1024, 512, 1, False, 101.01, 0.58),
-    ("4b", 32768, 512, 16, True, 112.01, 9.27),
-    ("7b", 8192, 512, 16, False, 584.01, 1.95),
-    ("7b", 1024, 512, 1, True, 97.51, 0.12),
-    ("8b", 32768, 512, 16, False, 2156.01, 7.83),
-    ("8b", 8192, 512, 1, True, 124.01, 0.49),
-]
-
-
-def spec_of(name: str, spec: ModelSpec) -> ModelSpec:
-    layers, hidden, heads, kv_heads, width, feed_forward, vocabulary = SHAPES[name]
-    return msgspec.structs.replace(
-        spec, num_layers=layers, hidden_size=hidden, num_heads=heads,
-        num_kv_heads=(kv_heads,) * layers, key_dim=width, value_dim=width, vocab_size=vocabulary,
-        feed_forward_size=feed_forward,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("shape", "cells", "rows", "sequences", "flash", "compute_mib", "output_mib"), RECORDED_MIB
-)
-def test_compute_buffers_are_what_llamacpp_logged(
-    llama_1b: ModelSpec, shape: str, cells: int, rows: int, sequences: int, flash: bool,
-    compute_mib: float, output_mib: float,
-) -> None:  # fmt: skip
-    """The forecast of scratch and output buffers is within 9 % of recorded ones."""
-    forecast = llamacpp_compute_bytes(
-        spec_of(shape, llama_1b), kv_tokens=cells, max_sequences=sequences,
-        micro_batch_tokens=rows, flash_attention=flash,
-    )  # fmt: skip
-    assert forecast / MIB == pytest.approx(compute_mib + output_mib, rel=0.09)
-
-
-@pytest.mark.parametrize(
-    ("kv_type", "num_bytes"),
-    [("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34), ("q5_1", 24), ("q5_0", 22),
-     ("q4_1", 20), ("q4_0", 18), ("iq4_nl", 18)],
-)  # fmt: skip
-def test_bytes_of_kv_types(llama_1b: ModelSpec, kv_type: str, num_bytes: int) -> None:
-    """32 values take exactly what ggml's blocks take, and every type is covered."""
-    assert len(KV_TYPES) == 9
-    one = msgspec.structs.replace(llama_1b, num_kv_heads=(1,), key_dim=32, value_dim=32)
-    assert kv_bytes_per_token(one, kv_type_k=kv_type, kv_type_v=kv_type) == 2 * num_bytes
-
-
-def test_kv_follows_each_layer(llama_1b: ModelSpec) -> None:
-    """A layer without attention adds no KV, and K and V may differ in width and type."""
-    mixed = msgspec.structs.replace(llama_1b, num_kv_heads=(8, 0, 2), key_dim=64, value_dim=32)
-    assert kv_bytes_per_token(mixed) == 10 * (64 + 32) * 2
-    assert kv_bytes_per_token(mixed, kv_type_k="q8_0") == 10 * (68 + 64)
-
-
-def test_kv_is_what_llamacpp_logged(llama_1b: ModelSpec) -> None:
-    """8,192 cells of the 6 M model are the 24 MiB that llama.cpp's KV buffer took."""
-    assert kv_bytes_per_token(spec_of("6m", llama_1b)) * 8192 == 24 * MIB
-
-
-@pytest.mark.parametrize(("asked", "padded"), [(1, 256), (256, 256), (257, 512), (8192, 8192)])
-def test_pools_are_padded(asked: int, padded: int) -> None:
-    """A pool is rounded up to 256 cells."""
-    assert pad_kv_tokens(asked) == padded
-
-
-def test_unknown_kv_type_is_refused(llama_1b: ModelSpec) -> None:
-    """A type that ggml lacks, or whose blocks do not divide the heads, is a ConfigError."""
-    with pytest.raises(ConfigError, match="no KV type named 'q8'; choose one of f32, f16"):
-        kv_bytes_per_token(llama_1b, kv_type_k="q8")
-    narrow = msgspec.structs.replace(llama_1b, value_dim=80)
-    with pytest.raises(ConfigError, match="value heads of 80 values"):
-        kv_bytes_per_token(narrow, kv_type_v="q8_0")
-
-
-def test_repacking_copies_what_llamacpp_copied(llama_1b: ModelSpec) -> None:
-    """The second copy of this model's weights is forecast within 1 % of the 445 MiB logged."""
-    assert repacked_bytes(llama_1b) / MIB == pytest.approx(445, rel=0.01)
-
-
-@pytest.mark.parametrize("quant", ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "IQ4_XS", ""])
-def test_other_types_are_not_copied(llama_1b: ModelSpec, quant: str) -> None:
-    """Types that llama.cpp leaves in place cost no second copy."""
-    assert repacked_bytes(msgspec.structs.replace(llama_1b, quant=quant)) == 0
+def terms_of(spec: ModelSpec, **changes: Any) -> MemoryTerms:
+    """The terms with usual options, but for what a test changes."""
+    options: dict[str, Any] = {
+        "engine": "llamacpp", "kv_tokens": 1024, "max_sequences": 1, "kv_type_k": "f16",
+        "kv_type_v": "f16", "micro_batch_tokens": 512, "flash_attention": True,
+        "repack_weights": False,
+    }  # fmt: skip
+    return memory_terms(spec, **(options | changes))
 
 
 def test_terms_of_a_plan(llama_1b: ModelSpec) -> None:
-    """Weights, KV of a padded pool and overhead are all there, and repacking is an option."""
-    terms = memory_terms(
-        llama_1b, engine="llamacpp", kv_tokens=1000, max_sequences=1, kv_type_k="f16",
-        kv_type_v="f16", micro_batch_tokens=512, flash_attention=True, repack_weights=False,
-    )  # fmt: skip
-    assert terms.weights_bytes == llama_1b.weights_bytes
+    """Weights are mapped, KV is that of a padded pool, and the process itself is counted."""
+    terms = terms_of(llama_1b, kv_tokens=1000)
+    assert terms.weights_bytes == terms.mapped_bytes == llama_1b.weights_bytes
     assert terms.kv_bytes == 1024 * 32768
     assert terms.repacked_bytes == 0
-    assert terms.overhead_bytes == 40 * MIB + 400 * 128_256
+    assert terms.overhead_bytes > WORKER_OVERHEAD_BYTES
+    assert terms.total_bytes == terms.load_peak_bytes
+
+
+def test_scratch_that_nobody_writes_to_is_not_resident(llama_1b: ModelSpec) -> None:
+    """The input for embeddings from outside is reserved, and never touched."""
+    terms = terms_of(llama_1b)
+    assert terms.compute_bytes - terms.compute_touched_bytes == 512 * 2048 * 4
+    assert terms.total_bytes - terms.resident_bytes == 512 * 2048 * 4
+
+
+def test_repacking_copies_the_types_that_llamacpp_rearranges(llama_1b: ModelSpec) -> None:
+    """Matrices in Q4_K are held twice, those in Q6_K and F32 once; a GPU rearranges nothing."""
+    sizes = {"Q4_K": 466_616_320, "Q6_K": 117_669_888, "F32": 1000}
+    spec = msgspec.structs.replace(llama_1b, matrix_bytes=sizes)
+    assert repacked_bytes(spec) == 466_616_320
+    assert terms_of(spec, repack_weights=True).repacked_bytes == 466_616_320
+    assert terms_of(spec, repack_weights=True, on_gpu=True).repacked_bytes == 0
+
+
+def test_scores_are_converted_where_attention_is_not_fused(llama_1b: ModelSpec) -> None:
+    """Without flash attention the work buffer has every score once more, as f16; f32 needs none."""
+    sizes = {
+        kv_type: work_bytes(
+            llama_1b, num_rows=512, kv_tokens=8192, kv_type_v=kv_type, flash_attention=False
+        )
+        for kv_type in ("f16", "f32")
+    }
+    assert sizes["f16"] == 512 * 8192 * 32 * 2
+    assert sizes["f32"] < 8 * MIB
 
 
 def test_recurrent_states_are_there_for_every_sequence(llama_1b: ModelSpec) -> None:
     """They come on top of the pool, as often as there may be sequences."""
     hybrid = msgspec.structs.replace(llama_1b, recurrent_state_bytes=3 * MIB)
-
-    def kv_bytes(spec: ModelSpec, max_sequences: int) -> int:
-        return memory_terms(
-            spec, engine="llamacpp", kv_tokens=1024, max_sequences=max_sequences, kv_type_k="f16",
-            kv_type_v="f16", micro_batch_tokens=512, flash_attention=True, repack_weights=False,
-        ).kv_bytes  # fmt: skip
-
-    for num_sequences in (1, 16):
-        more = kv_bytes(hybrid, num_sequences) - kv_bytes(llama_1b, num_sequences)
-        assert more == num_sequences * 3 * MIB
+    for sequences in (1, 16):
+        kv_bytes = [terms_of(s, max_sequences=sequences).kv_bytes for s in (hybrid, llama_1b)]
+        assert kv_bytes[0] - kv_bytes[1] == sequences * 3 * MIB
 
 
-@pytest.mark.parametrize("quant", ["Q4_K_M", "Q2_K", "F16"])
+def test_windows_save_memory_only_where_the_engine_is_told(llama_1b: ModelSpec) -> None:
+    """llama.cpp keeps windowed layers in full unless told otherwise."""
+    layers = tuple(
+        KvLayer(key_width=512, value_width=512, window_tokens=1024 if index % 2 else None)
+        for index in range(16)
+    )
+    spec = msgspec.structs.replace(llama_1b, kv_layers=layers)
+    full = terms_of(spec, kv_tokens=32_768)
+    short = terms_of(spec, kv_tokens=32_768, full_windows=False)
+    assert full.kv_bytes == 32_768 * 32_768
+    assert short.kv_bytes == (32_768 + 1536) * 32_768 // 2
+
+
+def test_a_gpu_has_a_second_buffer_and_no_work_buffer(llama_1b: ModelSpec) -> None:
+    """Embeddings and mask stand on the CPU's side as well."""
+    cpu, gpu = terms_of(llama_1b), terms_of(llama_1b, on_gpu=True)
+    assert gpu.compute_bytes - cpu.compute_bytes == 512 * (8 * 2048 + 2 * 1024)
+    assert gpu.overhead_bytes < cpu.overhead_bytes
+
+
+def test_mlx_maps_nothing(llama_1b: ModelSpec) -> None:
+    """Its weights are anonymous memory, and it has no second copy and no fixed pool rounding."""
+    terms = terms_of(llama_1b, engine="mlx", kv_tokens=1000, max_sequences=2)
+    assert (terms.mapped_bytes, terms.repacked_bytes) == (0, 0)
+    assert terms.weights_bytes == llama_1b.weights_bytes
+    # Two sequences may each leave most of a step of 256 tokens unused.
+    assert terms.kv_bytes == (1024 + 256) * 32768
+    assert terms.compute_touched_bytes <= terms.compute_bytes
+
+
+def test_a_draft_has_no_process_of_its_own(llama_1b: ModelSpec) -> None:
+    """A pair takes both models' terms, and the interpreter once."""
+    target, draft = terms_of(llama_1b), terms_of(llama_1b, is_draft=True)
+    pair = target.with_draft(draft)
+    assert pair.total_bytes == 2 * target.total_bytes - WORKER_OVERHEAD_BYTES
+    assert pair.kv_bytes == 2 * target.kv_bytes
+    assert pair.resident_bytes == target.resident_bytes + draft.resident_bytes
+
+
+@pytest.mark.parametrize("quant", ["Q4_K_M", "F16"])
+@pytest.mark.parametrize("engine", ["llamacpp", "mlx"])
 @pytest.mark.parametrize(
     "absurd",
     [
@@ -158,18 +118,19 @@ def test_recurrent_states_are_there_for_every_sequence(llama_1b: ModelSpec) -> N
         {"num_layers": 1, "num_kv_heads": ()},
         {"num_heads": 0, "num_kv_heads": (0,) * 16, "key_dim": 0, "value_dim": 0},
         {"weights_bytes": 0, "feed_forward_size": 0},
-        {"vocab_size": 2**31, "feed_forward_size": 2**31},
+        {"vocab_size": 2**24, "feed_forward_size": 2**24},
+        {"num_recurrent_layers": 16, "num_kv_heads": (0,) * 16, "recurrent_state_bytes": 4},
+        {"num_experts": 1, "num_active_experts": 1},
     ],
 )
 def test_no_header_makes_a_term_negative(
-    llama_1b: ModelSpec, absurd: dict[str, Any], quant: str
+    llama_1b: ModelSpec, absurd: dict[str, Any], engine: str, quant: str
 ) -> None:
     """Whatever a header says, nothing is forecast to give memory back, and a process costs some."""
-    terms = memory_terms(
-        msgspec.structs.replace(llama_1b, quant=quant, **absurd), engine="llamacpp", kv_tokens=1,
-        max_sequences=1, kv_type_k="q8_0", kv_type_v="q8_0", micro_batch_tokens=1,
-        flash_attention=True, repack_weights=True,
-    )  # fmt: skip
+    spec = msgspec.structs.replace(llama_1b, quant=quant, kv_layers=(), **absurd)
+    terms = terms_of(
+        spec, engine=engine, kv_tokens=1, micro_batch_tokens=1, kv_type_k="q8_0", kv_type_v="q8_0"
+    )
     assert min(msgspec.structs.asdict(terms).values()) >= 0
     assert terms.total_bytes >= 40 * MIB
 
@@ -177,7 +138,4 @@ def test_no_header_makes_a_term_negative(
 def test_unknown_engine_is_refused(llama_1b: ModelSpec) -> None:
     """There is no forecast for an engine that the planner does not know."""
     with pytest.raises(ConfigError, match="no memory forecast for an engine named 'x'"):
-        memory_terms(
-            llama_1b, engine="x", kv_tokens=1, max_sequences=1, kv_type_k="f16", kv_type_v="f16",
-            micro_batch_tokens=1, flash_attention=True, repack_weights=False,
-        )  # fmt: skip
+        terms_of(llama_1b, engine="x")

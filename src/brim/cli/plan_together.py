@@ -1,0 +1,141 @@
+"""From references and wishes to one report: models planned one after the other on one machine."""
+
+import itertools
+from pathlib import Path
+
+import msgspec
+
+from brim.cli.plan_report import ModelReport, PlanReport, model_report, plan_report
+from brim.cli.speed_sources import speed_sources, usable_calibration
+from brim.core.machine import MachineSpec
+from brim.core.model import ModelSpec
+from brim.core.plan import Grant, Objective, Plan
+from brim.engine.factory import defects_of_plan
+from brim.errors import ConfigError
+from brim.ledger.account import Account
+from brim.ledger.budget import budget_of
+from brim.planner.fit import Room, fit_plan
+from brim.planner.forecast import forecast_plan
+from brim.registry.sources import describe
+
+ENGINE_OF_FORMAT = {"gguf": "llamacpp", "safetensors": "mlx", "toy": "toy"}
+
+ENGINE_REASON = {
+    "llamacpp": "the model is a GGUF file",
+    "mlx": "the model is in safetensors, which MLX reads",
+    "toy": "the teaching engine, which has no weights",
+}
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of `brim plan`."""
+
+    models: tuple[str, ...]
+    draft: str | None = None
+    machine: str | None = None
+    """As typed; None for this machine."""
+    objective: Objective = Objective.DECODE
+    context_tokens: int | None = None
+    max_sequences: int = 1
+    kv_type: str | None = None
+    quant: str | None = None
+    engine: str | None = None
+    depth_tokens: int = 0
+    prompt_tokens: int = 512
+    is_beside_servers: bool = False
+    is_checked: bool = True
+    """Whether files that are here are shown to the backend, which says what it would allocate."""
+
+
+def plan_together(wanted: Wanted) -> PlanReport:
+    """Plan every model, each in the room that the ones before it leave.
+
+    Raises:
+        BrimError: A model or machine cannot be found or read, or a wish contradicts it.
+    """
+    machine = _machine(wanted)
+    specs = [(describe(reference, quant=wanted.quant), "target") for reference in wanted.models]
+    if wanted.draft is not None:
+        specs.append((describe(wanted.draft), "draft"))
+    account = Account()
+    models: list[ModelReport] = []
+    grants: list[Grant] = []
+    notes = _notes(specs, wanted)
+    for number, (spec, role) in zip(itertools.count(), specs, strict=False):
+        plan = _plan(spec, machine, account, wanted)
+        grants.append(account.grant(f"{number} {spec.name}", plan, machine, force=True))
+        models.append(_reported(plan, machine, wanted, role))
+        if wanted.is_checked and _is_here(spec):
+            notes += defects_of_plan(plan)
+    return plan_report(models, grants, machine, notes)
+
+
+def _is_here(spec: ModelSpec) -> bool:
+    return bool(spec.paths) and all(Path(path).is_file() for path in spec.paths)
+
+
+def _machine(wanted: Wanted) -> MachineSpec:
+    if wanted.machine is not None:
+        if wanted.is_beside_servers:
+            raise ConfigError(
+                "--what-if asks the servers of this machine; leave --machine out", param="machine"
+            )
+        from brim.machine.chips import named_machine
+
+        return named_machine(wanted.machine)
+    if wanted.is_beside_servers:
+        from brim.cli.neighbours import machine_beside_servers
+
+        return machine_beside_servers()
+    from brim.machine.reading import read_machine
+
+    return read_machine()
+
+
+def _plan(spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wanted) -> Plan:
+    suits = ENGINE_OF_FORMAT[spec.format]
+    if wanted.engine not in (None, suits):
+        raise ConfigError(
+            f"{spec.name} is {spec.format}, which the {wanted.engine} engine does not load; "
+            "leave --engine out, or name another form of the model",
+            param="engine",
+        )
+    budget, charged = budget_of(machine), account.charged_bytes
+    plan = fit_plan(
+        spec,
+        machine,
+        Room(budget.comfortable.num_bytes - charged, budget.tight.num_bytes - charged),
+        engine=suits,
+        objective=wanted.objective,
+        context_tokens=wanted.context_tokens,
+        max_sequences=wanted.max_sequences,
+        kv_type=wanted.kv_type,
+        calibration=usable_calibration(suits, machine),
+    )
+    return msgspec.structs.replace(plan, reasons={"engine": ENGINE_REASON[suits]} | plan.reasons)
+
+
+def _reported(plan: Plan, machine: MachineSpec, wanted: Wanted, role: str) -> ModelReport:
+    calibration, read_bytes_per_s = speed_sources(plan, machine)
+    forecast = forecast_plan(
+        plan,
+        machine,
+        calibration=calibration,
+        read_bytes_per_s=read_bytes_per_s,
+        depth_tokens=wanted.depth_tokens,
+        prompt_tokens=wanted.prompt_tokens,
+    )
+    return model_report(plan, forecast, role)
+
+
+def _notes(specs: list[tuple[ModelSpec, str]], wanted: Wanted) -> list[str]:
+    notes = [
+        f"{spec.name}: bytes follow from its config and {spec.quant}'s recipe, to about 1 %"
+        for spec, _ in specs
+        if spec.is_estimated
+    ]
+    if wanted.draft is not None:
+        notes.append(
+            "speeds are without speculation: what a draft gains depends on how often it is right"
+        )
+    return notes

@@ -1,0 +1,119 @@
+"""`brim plan`: what it says of models and machines, and how it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brim.cli.app import main
+
+NUMBERS = (
+    "weights_bytes", "kv_bytes", "compute_bytes", "overhead_bytes", "total_bytes", "budget_bytes",
+)  # fmt: skip
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    code = main(["plan", *arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return code, json.loads(out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["plan", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_json_has_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    """Terms are whole bytes that add up, speeds are ranges in order, and reasons are given."""
+    code, plan = planned(capsys, "llama-3.1-8b", "--quant", "Q4_K_M", "--machine", "M4:10:16")
+    assert code == 0
+    assert plan["fits"] is True
+    assert plan["verdict"] in ("comfortable", "tight")
+    assert all(isinstance(plan[name], int) for name in NUMBERS)
+    parts = [*NUMBERS[:4], "repacked_bytes"]
+    assert plan["total_bytes"] == sum(plan[name] for name in parts) <= plan["budget_bytes"]
+    for name in ("decode_tok_s", "prefill_tok_s"):
+        assert 0 < plan[name]["low"] <= plan[name]["expected"] <= plan[name]["high"]
+    assert plan["decode_tok_s"]["high"] <= plan["models"][0]["decode_ceiling_tok_s"]
+    assert (plan["engine"], plan["kv_type"]) == ("llamacpp", "q8_0")
+    assert {"kv_type", "context_tokens", "engine", "num_threads"} <= plan["reasons"].keys()
+
+
+def test_what_does_not_fit_exits_3_with_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusal says how many bytes are short and names the three cheapest ways."""
+    code, plan = planned(capsys, "llama-3.3-70b", "--quant", "Q4_K_M", "--machine", "M4 Max:40:48")
+    assert code == 3
+    assert (plan["fits"], plan["verdict"]) == (False, "no")
+    assert plan["short_bytes"] == plan["total_bytes"] - plan["budget_bytes"] > 0
+    assert len(plan["ways_to_fit"]) == 3
+
+
+def test_a_pair_shares_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    """A draft is planned beside its target: bytes are summed, speeds are the target's."""
+    arguments = ("qwen3-8b", "--draft", "qwen3-0.6b", "--machine", "M4:10:16")
+    _, both = planned(capsys, *arguments)
+    _, alone = planned(capsys, "qwen3-8b", "--machine", "M4:10:16")
+    assert [model["role"] for model in both["models"]] == ["target", "draft"]
+    assert both["total_bytes"] == sum(model["total_bytes"] for model in both["models"])
+    assert both["budget_bytes"] == alone["budget_bytes"]
+    assert both["decode_tok_s"] == alone["decode_tok_s"]
+
+
+def test_a_config_is_planned_with_a_quant(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A bare config.json takes --quant or a quant behind it, and is said to be estimated."""
+    config = {
+        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+        "vocab_size": 128256, "tie_word_embeddings": True, "max_position_embeddings": 131072,
+    }  # fmt: skip
+    path = tmp_path / "small" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(config))
+    _, plan = planned(capsys, str(path), "--quant", "Q4_K_M", "--machine", "m4-16")
+    _, same = planned(capsys, f"{path}:Q4_K_M", "--machine", "m4-16")
+    assert plan == same
+    (model,) = plan["models"]
+    assert (model["model"], model["weights_are_estimated"]) == ("small", True)
+    assert any("about 1 %" in note for note in plan["notes"])
+    assert "config.json does not say which quant" in refused(capsys, str(path))
+
+
+def test_the_demo_is_planned_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is here is checked with llama.cpp's own dry run, which finds no defect."""
+    code, plan = planned(capsys, "demo")
+    assert code == 0
+    assert plan["notes"] == []
+    assert plan["decode_tok_s"]["expected"] > 0
+
+
+def test_people_read_terms_speeds_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page has the verdict, every term, the speeds and the reason for each choice."""
+    assert main(["plan", "qwen3-8b", "--machine", "M4 Pro:20:48"]) == 0
+    page = capsys.readouterr().out
+    for words in ("fits comfortably", "weights", "KV", "decode, full", "first token", "why"):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("qwen3-8b", "--machine", "M9"), "M9"),
+        (("qwen3-8b", "--kv", "q9_9", "--machine", "m4-16"), "q8_0"),
+        (("qwen3-8b", "--kv", "f16/f16/f16", "--machine", "m4-16"), "more than two KV types"),
+        (("qwen3-8b", "--engine", "mlx", "--machine", "m4-16"), "leave --engine out"),
+        (("qwen3-8b", "--machine", "m4-16", "--what-if"), "leave --machine out"),
+        (("no-such-model", "--machine", "m4-16"), "no-such-model"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    """A refusal names what was wrong and what to do, on one line."""
+    assert words in refused(capsys, *arguments)
