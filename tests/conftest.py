@@ -2,12 +2,17 @@
 
 import importlib.util
 import os
+import tempfile
 
 import pytest
 from support.models import EXACT_ENVIRONMENT
 
 # ggml and OpenMP read these once a process, so they are set before any backend is loaded.
 os.environ.update(EXACT_ENVIRONMENT)
+
+# Calibrations and learnt errors of the machine that runs the tests must not change their plans.
+_STATE = tempfile.TemporaryDirectory(prefix="brim-test-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 _MODULES = {"llamacpp": "llama_cpp", "mlx": "mlx", "toy": "brim"}
 

@@ -30,9 +30,9 @@ MACHINES = (
 
 MODELS = {
     "qwen3-0.6b": "Q8_0",
-    "llama-3.2-3b": "Q4_K_M",
+    "llama-3.2-3b-instruct": "Q4_K_M",
     "llama-3.1-8b": "Q4_K_M",
-    "gemma-3-12b": "Q4_K_M",
+    "gemma-3-12b-it": "Q4_K_M",
     "qwen3-30b-a3b": "Q4_K_M",
     "qwen3.6-35b-a3b": "MLX 4bit",
     "qwen3-32b": "MLX 4bit",

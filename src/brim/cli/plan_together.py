@@ -56,18 +56,24 @@ def plan_together(wanted: Wanted) -> PlanReport:
     machine = _machine(wanted)
     specs = [(describe(reference, quant=wanted.quant), "target") for reference in wanted.models]
     if wanted.draft is not None:
-        specs.append((describe(wanted.draft), "draft"))
+        specs.append((_draft(wanted.draft, wanted.quant), "draft"))
     account = Account()
     models: list[ModelReport] = []
     grants: list[Grant] = []
     notes = _notes(specs, wanted)
     for number, (spec, role) in zip(itertools.count(), specs, strict=False):
-        plan = _plan(spec, machine, account, wanted)
+        plan = _plan(spec, machine, account, wanted, is_draft=role == "draft")
         grants.append(account.grant(f"{number} {spec.name}", plan, machine, force=True))
         models.append(_reported(plan, machine, wanted, role))
         if wanted.is_checked and _is_here(spec):
             notes += defects_of_plan(plan)
     return plan_report(models, grants, machine, notes)
+
+
+def _draft(reference: str, quant: str | None) -> ModelSpec:
+    """A bare config without a quant of its own is planned in the target's."""
+    needs_quant = reference.lower().endswith(".json")
+    return describe(reference, quant=quant if needs_quant else None)
 
 
 def _is_here(spec: ModelSpec) -> bool:
@@ -92,7 +98,9 @@ def _machine(wanted: Wanted) -> MachineSpec:
     return read_machine()
 
 
-def _plan(spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wanted) -> Plan:
+def _plan(
+    spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wanted, *, is_draft: bool
+) -> Plan:
     suits = ENGINE_OF_FORMAT[spec.format]
     if wanted.engine not in (None, suits):
         raise ConfigError(
@@ -111,6 +119,7 @@ def _plan(spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wante
         max_sequences=wanted.max_sequences,
         kv_type=wanted.kv_type,
         calibration=usable_calibration(suits, machine),
+        is_draft=is_draft,
     )
     return msgspec.structs.replace(plan, reasons={"engine": ENGINE_REASON[suits]} | plan.reasons)
 

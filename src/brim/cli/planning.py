@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from brim.cli.speed_sources import usable_calibration
 from brim.config.tree import Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Objective, Plan, Verdict
@@ -97,6 +98,7 @@ def plan_model(
         objective=settings.models.objective if objective is None else objective,
         context_tokens=context_tokens,
         max_sequences=settings.models.max_sequences if max_sequences is None else max_sequences,
+        calibration=usable_calibration(suits, machine),
     )
 
 

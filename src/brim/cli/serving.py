@@ -16,6 +16,7 @@ from brim.cli.errors import say
 from brim.cli.neighbours import forecast_history, grant_book
 from brim.cli.output import gib
 from brim.cli.planning import room_note
+from brim.cli.speed_sources import usable_calibration
 from brim.cli.state import write_state
 from brim.config.tree import ModelSettings, Settings
 from brim.core.machine import MachineSpec
@@ -105,6 +106,7 @@ def fitted(wish: Plan, machine: MachineSpec, room: Room) -> Plan:
         engine=wish.engine,
         objective=wish.objective,
         max_sequences=wish.max_sequences,
+        calibration=usable_calibration(wish.engine, machine),
     )
     has_room = plan.memory.total_bytes <= min(room.tight_bytes, wish.memory.total_bytes)
     return plan if has_room and plan.context_tokens <= wish.context_tokens else wish

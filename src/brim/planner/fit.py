@@ -30,6 +30,7 @@ def fit_plan(
     max_sequences: int = 1,
     kv_type: str | None = None,
     calibration: Calibration | None = None,
+    is_draft: bool = False,
 ) -> Plan:
     """The plan that suits the room: load options give way first, then a context not asked for.
 
@@ -46,6 +47,7 @@ def fit_plan(
         max_sequences: Most sequences at once.
         kv_type: Type of K and V, or both as 'K/V'.
         calibration: What was measured of this machine with this engine.
+        is_draft: As in `make_plan`.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -62,6 +64,7 @@ def fit_plan(
             kv_type=kv_type,
             free_bytes=free_bytes,
             calibration=calibration,
+            is_draft=is_draft,
         )
 
     wanted = planned(objective, context_tokens, room.comfortable_bytes)

@@ -65,6 +65,7 @@ def make_plan(
     exact_profile: bool = False,
     free_bytes: int | None = None,
     calibration: Calibration | None = None,
+    is_draft: bool = False,
 ) -> Plan:
     """The plan for one model; None leaves a choice to the planner.
 
@@ -81,6 +82,7 @@ def make_plan(
         exact_profile: Load so that results do not depend on what else is in the batch, to the bit.
         free_bytes: What may be granted to it: load options give way to memory to stay within.
         calibration: What was measured of this machine with this engine.
+        is_draft: Whether it drafts for another model, in whose process it will be.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -118,6 +120,8 @@ def make_plan(
             micro_batch_tokens=MICRO_BATCH_TOKENS,
             flash_attention=options.flash_attention,
             repack_weights=options.repack_weights,
+            on_gpu=machine.gpu_limit_bytes is not None,
+            is_draft=is_draft,
         )
 
     options = first_that_fits(
@@ -293,6 +297,7 @@ def largest_context(plan: Plan, machine: MachineSpec, budget_bytes: int) -> int 
             micro_batch_tokens=plan.micro_batch_tokens,
             flash_attention=plan.flash_attention,
             repack_weights=plan.repack_weights,
+            on_gpu=machine.gpu_limit_bytes is not None,
         ).total_bytes
 
     shorter = range(KV_PADDING_TOKENS, plan.context_tokens, KV_PADDING_TOKENS)
