@@ -10,7 +10,8 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
-  bench-busy bench-first bench-many bench-death bench-equality
+  bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast fuzz \
+  goldens forecast-fit forecast-pages catalogue
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -81,6 +82,29 @@ bench-death: $(VENV)/.dev  ## kill -9 of the worker during eight streams
 bench-equality: $(VENV)/.dev  ## tokens and logits against a plain llama_decode loop
 	$(PY) benches/equality.py --profile exact src/brim/registry/data/demo.gguf
 	$(PY) benches/equality.py --profile shipping src/brim/registry/data/demo.gguf
+
+bench-footprint: $(VENV)/.dev  ## planned against measured memory of six stand-ins (needs 4 GB of disk)
+	$(PY) benches/footprint.py
+
+bench-forecast: $(VENV)/.dev  ## planned against measured speed, after: brim calibrate
+	$(PY) benches/forecast_speed.py
+
+fuzz: $(VENV)/.dev  ## 100,000 mutated headers within 256 MB; header speed of a 40 GB file
+	$(PY) benches/fuzz_headers.py --count 100000
+	$(PY) benches/header_speed.py
+
+goldens: $(VENV)/.dev  ## write tests/golden/plans anew; the diff is what a change does to plans
+	PYTHONPATH=tests $(PY) tests/golden/golden_plans.py
+
+# ROWS is a JSON file of measured speeds, PROMISES one of published expectations; neither ships.
+forecast-fit: $(VENV)/.dev  ## fit the speed table of planner/data: make forecast-fit ROWS=FILE
+	$(PY) benches/fit_apple_speeds.py "$(ROWS)"
+
+forecast-pages: $(VENV)/.dev  ## write docs/forecast.md and docs/expectations.md: make forecast-pages ROWS=FILE PROMISES=FILE
+	$(PY) benches/forecast_pages.py "$(ROWS)" "$(PROMISES)"
+
+catalogue: $(VENV)/.dev  ## check the catalogue's configs against published parameter counts
+	$(PY) benches/check_catalogue.py
 
 lock: $(VENV)/.dev  ## pin the dependencies of pyproject.toml again (needs uv)
 	uv pip compile -q pyproject.toml requirements/build.in --universal --generate-hashes \
