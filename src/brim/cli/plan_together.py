@@ -1,10 +1,11 @@
 """From references and wishes to one report: models planned one after the other on one machine."""
 
-import itertools
 from pathlib import Path
 
 import msgspec
 
+from brim.cli.neighbours import forecast_history
+from brim.cli.output import gib
 from brim.cli.plan_report import ModelReport, PlanReport, model_report, plan_report
 from brim.cli.speed_sources import speed_sources, usable_calibration
 from brim.core.machine import MachineSpec
@@ -14,9 +15,11 @@ from brim.engine.factory import defects_of_plan
 from brim.errors import ConfigError
 from brim.ledger.account import Account
 from brim.ledger.budget import budget_of
+from brim.ledger.correction import NO_ERRORS, PastErrors
 from brim.planner.fit import Room, fit_plan
 from brim.planner.forecast import forecast_plan
 from brim.registry.sources import describe
+from brim.runtime.forecast_errors import subject_of
 
 ENGINE_OF_FORMAT = {"gguf": "llamacpp", "safetensors": "mlx", "toy": "toy"}
 
@@ -61,9 +64,16 @@ def plan_together(wanted: Wanted) -> PlanReport:
     models: list[ModelReport] = []
     grants: list[Grant] = []
     notes = _notes(specs, wanted)
-    for number, (spec, role) in zip(itertools.count(), specs, strict=False):
+    for number, (spec, role) in enumerate(specs):
         plan = _plan(spec, machine, account, wanted, is_draft=role == "draft")
-        grants.append(account.grant(f"{number} {spec.name}", plan, machine, force=True))
+        past = _past_errors(plan, machine)
+        grant = account.grant(f"{number} {spec.name}", plan, machine, past=past, force=True)
+        grants.append(grant)
+        if grant.asked_bytes != grant.planned_bytes:
+            notes.append(
+                f"{spec.name}: earlier loads differed from their plans, so "
+                f"{gib(grant.asked_bytes)} are counted instead of {gib(grant.planned_bytes)}"
+            )
         models.append(_reported(plan, machine, wanted, role))
         if wanted.is_checked and _is_here(spec):
             notes += defects_of_plan(plan)
@@ -74,6 +84,13 @@ def _draft(reference: str, quant: str | None) -> ModelSpec:
     """A bare config without a quant of its own is planned in the target's."""
     needs_quant = reference.lower().endswith(".json")
     return describe(reference, quant=quant if needs_quant else None)
+
+
+def _past_errors(plan: Plan, machine: MachineSpec) -> PastErrors:
+    """What earlier loads of the model took here beside their plans."""
+    if not machine.is_at_hand or not plan.model.fingerprint:
+        return NO_ERRORS
+    return forecast_history().past_errors(subject_of(plan, machine))
 
 
 def _is_here(spec: ModelSpec) -> bool:
@@ -143,6 +160,8 @@ def _notes(specs: list[tuple[ModelSpec, str]], wanted: Wanted) -> list[str]:
         for spec, _ in specs
         if spec.is_estimated
     ]
+    if any(spec.format == "safetensors" for spec, _ in specs):
+        notes.append("brim has no MLX engine yet: this is a forecast of what cannot be loaded now")
     if wanted.draft is not None:
         notes.append(
             "speeds are without speculation: what a draft gains depends on how often it is right"

@@ -7,6 +7,12 @@ from typing import Any
 import pytest
 
 from brim.cli.app import main
+from brim.cli.neighbours import forecast_history
+from brim.ledger.correction import TOTAL
+from brim.machine.reading import read_machine
+from brim.planner.plan import make_plan
+from brim.registry.sources import describe
+from brim.runtime.forecast_errors import subject_of
 
 NUMBERS = (
     "weights_bytes", "kv_bytes", "compute_bytes", "overhead_bytes", "total_bytes", "budget_bytes",
@@ -117,3 +123,23 @@ def test_wishes_that_cannot_be_met_are_one_sentence(
 ) -> None:
     """A refusal names what was wrong and what to do, on one line."""
     assert words in refused(capsys, *arguments)
+
+
+def test_what_earlier_loads_took_is_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose loads took more than planned is granted more, and both figures are said."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    machine = read_machine()
+    spec = describe("demo")
+    plan = make_plan(spec, machine, engine="llamacpp")
+    history = forecast_history()
+    for number in range(4):
+        total = plan.memory.total_bytes
+        history.record(
+            subject_of(plan, machine), f"load {number}", {TOTAL: (total, total * 6 // 5)}
+        )
+    _, said = planned(capsys, "demo", "--no-check")
+    (note,) = said["notes"]
+    assert "earlier loads differed from their plans" in note
+    assert said["total_bytes"] == said["models"][0]["total_bytes"]
