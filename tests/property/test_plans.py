@@ -106,7 +106,7 @@ def test_more_sequences_never_cost_less(
 def test_more_bits_never_cost_less(model: ModelSpec, machine: MachineSpec, context: int) -> None:
     """KV types of more bits take at least as many bytes, everything else being equal."""
     sizes = [
-        total(
+        total_but_scratch(
             make_plan(
                 model, machine, engine="llamacpp", context_tokens=context, kv_type=kv_type,
                 flash_attention=True,

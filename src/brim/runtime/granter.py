@@ -67,7 +67,8 @@ class Granter:
         async with self._page() as page:
             machine = await self._read(page)
             past = await self._past(wish, machine)
-            plan = self._suited(wish, machine, past, self._account.room(machine))
+            room = self._account.room(machine)
+            plan = await asyncio.to_thread(self._suited, wish, machine, past, room)
             pool = KvAccount(plan.kv_tokens)
             try:
                 answer = self._account.grant(
@@ -101,7 +102,7 @@ class Granter:
         if others_bytes is not None:
             machine = msgspec.structs.replace(machine, others_bytes=others_bytes)
         room = self._account.room(machine, without=without)
-        plan = self._suited(wish, machine, past, room)
+        plan = await asyncio.to_thread(self._suited, wish, machine, past, room)
         return self._account.ask(plan, machine, past=past, without=without)
 
     async def release(self, name: str) -> None:
