@@ -1,6 +1,6 @@
 """The arithmetic of fitting the speed constants: log seconds, robust loss, shrinkage, ranges.
 
-A row's seconds are a sum of terms, each times exp(sum of its effects) (brim.planner.apple_terms).
+A row's seconds are a sum of terms, each times exp(sum of its effects) (brim.planner.apple.terms).
 Effects are found by Gauss-Newton on Student-t residuals of log seconds, each with a normal prior:
 what few rows tell apart stays near the group it belongs to.
 """
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brim.core.forecast import SpeedShape
-from brim.planner.apple_range import cell, familiarity, width_effects
-from brim.planner.apple_speed import Constants
-from brim.planner.apple_terms import (
+from brim.planner.apple.ranges import cell, familiarity, width_effects
+from brim.planner.apple.rows import Row
+from brim.planner.apple.speed import Constants
+from brim.planner.apple.terms import (
     AppleChip,
     Setting,
     Term,
     decode_terms,
     prefill_terms,
 )
-from brim.planner.rows import Row
 
 Array = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ PRIORS = {
     "scan": (math.log(2.0), 1.0),
 }
 """Mean and standard deviation of each base effect, as logarithms; what they mean is in
-apple_terms.  Wide, so that rows and not these decide."""
+planner.apple.terms.  Wide, so that rows and not these decide."""
 
 EXCEPTIONS = {
     # The matrix units of the M5's GPU: an M5 Max prefills at 23 to 62 TFLOPS, an M5 Pro at 22.7,
@@ -54,7 +54,7 @@ EXCEPTIONS = {
     "matrix/all M5": (-0.8, 0.4),
     # The only source of this pair ran a fanless laptop through a long sweep: it was hot, and the
     # generation must not pay for it.
-    "matrix/M5 10/mlx-lm": (0.6, 0.4),
+    "matrix/chip M5/mlx-lm": (0.6, 0.4),
 }
 """Effects that are known to be far from 0."""
 

@@ -29,13 +29,12 @@ from apple_fit import (
     folds,
 )
 
-from brim.core.machine import MachineSpec
-from brim.machine.chips import find_chip, machine_of
-from brim.planner import rows as rows_module
-from brim.planner.apple_range import width_effects
-from brim.planner.apple_speed import Constants, Fitted, apple_chip
-from brim.planner.row_shape import shape_of
-from brim.planner.rows import Row, decode_rows, is_comparable
+from brim.cli.forecast import chip_of
+from brim.planner.apple import rows as rows_module
+from brim.planner.apple.ranges import width_effects
+from brim.planner.apple.row_shape import shape_of
+from brim.planner.apple.rows import Row, decode_rows, is_comparable
+from brim.planner.apple.speed import Constants, Fitted, apple_chip
 
 TARGET = Path(__file__).parent.parent / "src/brim/planner/data/apple_speeds.json"
 
@@ -87,7 +86,7 @@ def fit_kind(samples: Sequence[Sample]) -> tuple[Constants, dict[str, float]]:
 
 def sample_of(row: Row) -> Sample | None:
     """A row as the fit needs it, or None where its chip is unknown."""
-    shape, machine = shape_of(row), rows_module.machine_of(row, chip_table(row))
+    shape, machine = shape_of(row), rows_module.machine_of(row, chip_of(row))
     chip = None if machine is None else apple_chip(machine)
     if shape is None or chip is None:
         return None
@@ -97,13 +96,6 @@ def sample_of(row: Row) -> Sample | None:
     is_decode = row.kind == "decode"
     tokens = rows_module.depth_tokens_of(row) if is_decode else rows_module.prompt_tokens_of(row)
     return Sample(row, shape, chip, rows_module.setting_of(row), tokens)
-
-
-def chip_table(row: Row) -> MachineSpec | None:
-    """The row's bin in the table of chips."""
-    cores, ram_gb = row.gpu_cores, row.ram_gb or 16
-    chip = find_chip(row.chip, int(cores) if cores else None, int(ram_gb * rows_module.GIB))
-    return None if chip is None else machine_of(chip, ram_gb)
 
 
 def source_name(sample: Sample) -> str:

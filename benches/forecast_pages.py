@@ -18,9 +18,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from brim.cli.forecast import chip_of
-from brim.planner.apple_speed import fitted
-from brim.planner.row_forecast import ErrorSummary, RowForecast, forecast_row, summarise
-from brim.planner.rows import decode_rows
+from brim.planner.apple.row_forecast import ErrorSummary, RowForecast, forecast_row, summarise
+from brim.planner.apple.rows import decode_rows
+from brim.planner.apple.speed import fitted
 
 DOCS = Path(__file__).parent.parent / "docs"
 SPLITS = {
@@ -112,7 +112,8 @@ def forecast_page(rows: Sequence[RowForecast]) -> str:
         "attention, KV that is read again for every further four query heads of a KV head. Each",
         "loss is a number that follows from the model's shape and the chip, times a constant that",
         "is pooled over engine, generation, tier, chip and quant: what few measurements tell apart",
-        "stays near its family, and a chip that nobody measured gets its family's.",
+        "stays near its family, and a chip that nobody measured gets its family's. The bins of a",
+        "chip share its constants: one with more GPU cores or bandwidth is never forecast slower.",
         "",
         f"Fitted to {fitted().provenance['rows']} ({fitted().provenance['written_on']}).",
         "",

@@ -6,8 +6,8 @@ import msgspec
 
 from brim.cli.forecast import chip_of
 from brim.core.forecast import SpeedRange
-from brim.planner.row_forecast import forecast_row
-from brim.planner.rows import Row
+from brim.planner.apple.row_forecast import forecast_row
+from brim.planner.apple.rows import Row
 
 SHORT_CONTEXT_TOKENS = 256
 """The guides speak of short contexts: a question and half of its answer."""

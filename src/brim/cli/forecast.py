@@ -10,11 +10,12 @@ from brim.errors import ConfigError
 
 if TYPE_CHECKING:
     from brim.core.machine import MachineSpec
-    from brim.planner.row_forecast import ErrorSummary, RowForecast
-    from brim.planner.rows import Row
+    from brim.planner.apple.row_forecast import ErrorSummary, RowForecast
+    from brim.planner.apple.rows import Row
 
-MAX_FILE_BYTES = 256 * 2**20
-"""Room for the most rows that are read at once, at 2.5 KB a row."""
+MAX_FILE_BYTES = 64 * 2**20
+"""Room for the most rows that are read at once, at 3 KB a row; as Python's objects they take about
+ten times as much memory."""
 
 
 def forecast(
@@ -23,8 +24,8 @@ def forecast(
 ) -> None:
     """Forecast measured speeds of Macs, and print the error of each row and their summary."""
     from brim.cli.output import print_json
-    from brim.planner.row_forecast import forecast_row, summarise
-    from brim.planner.rows import decode_rows
+    from brim.planner.apple.row_forecast import forecast_row, summarise
+    from brim.planner.apple.rows import decode_rows
 
     found = [forecast_row(row, chip_of) for row in decode_rows(_read(rows))]
     summary, groups = summarise(found), summarise(found, by_chip_and_engine=True)
@@ -46,19 +47,25 @@ def forecast(
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}; give a JSON list of measured rows")
-    num_bytes = path.stat().st_size
-    if num_bytes > MAX_FILE_BYTES:
+        found = f"{path} is not a file" if path.exists() else f"there is no file {path}"
+        raise ConfigError(f"{found}; give a JSON list of measured rows")
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{path} has {num_bytes} bytes; split it into files of at most {MAX_FILE_BYTES}"
+            )
+        return path.read_bytes()
+    except OSError as error:
         raise ConfigError(
-            f"{path} has {num_bytes} bytes; split it into files of at most {MAX_FILE_BYTES}"
-        )
-    return path.read_bytes()
+            f"{path} cannot be read: {error.strerror}; give a JSON list of measured rows"
+        ) from error
 
 
 def chip_of(row: "Row") -> "MachineSpec | None":
     """The row's bin in the table of chips; the lower one where it does not say."""
     from brim.machine.chips import find_chip, machine_of
-    from brim.planner.rows import GIB
+    from brim.planner.apple.rows import GIB
 
     # Without its memory nothing is ruled out: no Mac is sold with none.
     ram_gb = row.ram_gb or 0
@@ -91,7 +98,7 @@ def _print_rows(rows: "Sequence[RowForecast]") -> None:
                 "-" if row.measured_tok_s is None else f"{row.measured_tok_s:.1f}",
                 *figures,
                 "-" if row.error_percent is None else f"{row.error_percent:+.0f} %",
-                row.problem or ("" if row.is_judged else "not judged"),
+                row.problem or row.note or ("" if row.is_judged else "not judged"),
             )
         )
     print_table(head, cells, right=frozenset({2, 7, 8, 9, 10, 11}))

@@ -129,8 +129,8 @@ def _pairs(path: Path) -> dict[str, int]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, empty where there is none."""
+    """A file's text, empty where there is none; bytes beyond ASCII, which no figure has, go."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""

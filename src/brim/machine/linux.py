@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from brim.core.machine import MachineSpec
+from brim.errors import ConfigError
 from brim.machine.cgroup import MemoryGroup, cpu_quota, memory_groups, read_text
 from brim.machine.process_memory import ProcessMemory
 
@@ -26,6 +27,9 @@ def read_linux(root: Path = Path("/"), *, own_pids: Sequence[int] = ()) -> Machi
     Args:
         root: Where /proc and /sys lie.
         own_pids: Processes whose memory is ours, not others'.
+
+    Raises:
+        ConfigError: /proc/meminfo does not say how much memory there is and is free.
     """
     own = [memory for pid in own_pids if (memory := process_memory(pid, root)) is not None]
     bounds = [_machine_bound(root, own), *(_group_bound(g, own) for g in memory_groups(root))]
@@ -58,10 +62,14 @@ class Bound(NamedTuple):
 
 def _machine_bound(root: Path, own: Sequence[ProcessMemory]) -> Bound:
     meminfo = parse_kib_lines(read_text(root / "proc/meminfo"))
+    if not meminfo.get("MemTotal") or "MemAvailable" not in meminfo:
+        raise ConfigError(
+            f"{root / 'proc/meminfo'} does not say how much memory there is and is free "
+            "(MemTotal, MemAvailable), so nothing can be promised; mount /proc, and see that "
+            "this process may read it"
+        )
     own_bytes = sum(memory.resident_bytes - memory.file_bytes for memory in own)
-    return Bound(
-        meminfo.get("MemTotal", 0), meminfo.get("MemAvailable", 0) + own_bytes, "/proc/meminfo"
-    )
+    return Bound(meminfo["MemTotal"], meminfo["MemAvailable"] + own_bytes, "/proc/meminfo")
 
 
 def _group_bound(group: MemoryGroup, own: Sequence[ProcessMemory]) -> Bound:
@@ -78,10 +86,7 @@ def _group_bound(group: MemoryGroup, own: Sequence[ProcessMemory]) -> Bound:
 
 def process_memory(pid: int, root: Path = Path("/")) -> ProcessMemory | None:
     """What /proc/PID/smaps_rollup says; None where it cannot be read."""
-    try:
-        fields = parse_kib_lines((root / f"proc/{pid}/smaps_rollup").read_text())
-    except OSError:
-        return None
+    fields = parse_kib_lines(read_text(root / f"proc/{pid}/smaps_rollup"))
     if "Pss" not in fields:
         return None
     # Kernels before 5.4 lack the split; then all anonymous pages count, shared or not.
@@ -99,10 +104,7 @@ def resident_bytes(pid: int, root: Path = Path("/")) -> int | None:
     Counters that the kernel keeps anyway.  smaps_rollup shares pages out more fairly, but walks
     every page table under the process's memory lock: 30 ms of CPU for a worker of 1.8 GB.
     """
-    try:
-        return parse_kib_lines((root / f"proc/{pid}/status").read_text()).get("VmRSS")
-    except OSError:
-        return None
+    return parse_kib_lines(read_text(root / f"proc/{pid}/status")).get("VmRSS")
 
 
 def parse_kib_lines(text: str) -> dict[str, int]:
@@ -146,7 +148,7 @@ def parse_cpu_list(text: str) -> set[int]:
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         if first.isdigit():
-            cpus.update(range(int(first), int(last or first) + 1))
+            cpus.update(range(int(first), int(last if last.isdigit() else first) + 1))
     return cpus
 
 

@@ -93,7 +93,8 @@ def _swap(root: Path) -> dict[str, Reading]:
     meminfo = parse_kib_lines(read_text(root / "proc/meminfo"))
     used: int | None = None
     if "SwapTotal" in meminfo and "SwapFree" in meminfo:
-        used = meminfo["SwapTotal"] - meminfo["SwapFree"]
+        # A container may be told its own total and the machine's free bytes.
+        used = max(0, meminfo["SwapTotal"] - meminfo["SwapFree"])
     words = [line.split() for line in read_text(root / "proc/vmstat").splitlines()]
     pages = {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
     page_bytes = resource.getpagesize()

@@ -30,7 +30,11 @@ class LinuxMachine:
         self._sleep = sleep
 
     def read_machine(self) -> MachineSpec:
-        """Memory and processors that this process may use."""
+        """Memory and processors that this process may use.
+
+        Raises:
+            ConfigError: /proc/meminfo does not say how much memory there is and is free.
+        """
         return linux.read_linux(self._root, own_pids=self._own_pids())
 
     def read_conditions(self) -> Conditions:

@@ -73,16 +73,15 @@ class MacosMachine:
         """Memory and processors of this Mac.
 
         Raises:
-            ConfigError: Neither the kernel nor vm_stat says how much memory is in use.
+            ConfigError: Neither the kernel nor vm_stat says how much memory is in use, or the
+                kernel does not say how much there is.
         """
         calls = self._calls
         counters = vm_counters(calls)
         memories = [self.process_memory(pid) for pid in self._own_pids()]
         own_bytes = sum(memory.dirty_bytes for memory in memories if memory is not None)
         readings = {
-            "ram_bytes": Reading(
-                parse_sysctl_int(calls.sysctl("hw.memsize")) or 0, "sysctl hw.memsize"
-            ),
+            "ram_bytes": Reading(_ram_bytes(calls), "sysctl hw.memsize"),
             "others_bytes": Reading(
                 max(0, counters.used_bytes() - own_bytes),
                 f"{counters.source}: anonymous - purgeable + wired + compressor - own footprint",
@@ -187,6 +186,16 @@ def performance_cores(calls: MacosCalls) -> Reading:
     if last == "Efficiency" and any(counts[:-1]):
         counts = counts[:-1]
     return Reading(sum(counts), f"sysctl hw.perflevel0..{len(counts) - 1}.physicalcpu")
+
+
+def _ram_bytes(calls: MacosCalls) -> int:
+    ram_bytes = parse_sysctl_int(calls.sysctl("hw.memsize"))
+    if not ram_bytes:
+        raise ConfigError(
+            "sysctl hw.memsize does not say how much memory this Mac has, so nothing can be "
+            "promised; run: sysctl hw.memsize, and start brim again when it answers"
+        )
+    return ram_bytes
 
 
 def _by_table(calls: MacosCalls, brand: str, ram_bytes: int) -> dict[str, Reading]:

@@ -131,9 +131,11 @@ class NativeCalls:
     def command(self, *words: str) -> str | None:
         """In a child process, with a bound on its time."""
         try:
+            # A property of ioreg may hold any bytes.
             result = subprocess.run(
-                words, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S
-            )
+                words, capture_output=True, encoding="utf-8", errors="replace", check=False,
+                timeout=COMMAND_LIMIT_S,
+            )  # fmt: skip
         except (OSError, subprocess.SubprocessError):
             return None
         return result.stdout

@@ -106,7 +106,7 @@ def parse_machine_name(text: str, chips: Sequence[str]) -> MachineName:
         what = f"'{unread[0]}' is not understood" if unread else "there are too many numbers"
         raise ConfigError(
             f"'{text}' names no machine: {what}; write chip, GPU cores and memory as in "
-            f"'{chip}:10:16', or only the chip",
+            f"'M4 Max:40:128', or only '{chip}'",
             param="machine",
         )
     title, cooling = PRODUCTS[product] if product else (None, None)
@@ -146,7 +146,8 @@ def _take_chip(text: str, rest: str, chips: Sequence[str]) -> tuple[str, str]:
     if chip not in chips:
         near = sorted(chips, key=lambda known: _distance(known, family.upper(), int(number), tier))
         raise ConfigError(
-            f"there is no {chip} in the table; the nearest are {', '.join(near[:3])}",
+            f"there is no {chip} in the table; name one that is: the nearest are "
+            f"{', '.join(near[:3])}",
             param="machine",
         )
     return chip, f"{rest[: found.start()]} {rest[found.end() :]}"

@@ -8,7 +8,7 @@ from brim.core.calibration import Calibration, wait_policy_of
 from brim.core.forecast import Forecast, SpeedForecast
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
-from brim.planner.apple_speed import forecast_apple
+from brim.planner.apple.speed import forecast_apple
 from brim.planner.calibrated_speed import forecast_calibrated, forecast_from_bandwidth, load_s
 from brim.planner.shape import speed_shape
 from brim.planner.sustained import sustained_range
@@ -93,7 +93,7 @@ def _speed(
     depth: int,
     prompt: int,
 ) -> SpeedForecast | None:
-    shape = speed_shape(plan.model)
+    shape = speed_shape(plan.model, engine=plan.engine)
     if calibration is not None and machine.is_at_hand:
         return forecast_calibrated(
             shape,

@@ -6,6 +6,8 @@ fewer; recurrent layers keep one state for each sequence, whatever its length.
 
 from typing import NamedTuple
 
+import msgspec
+
 from brim.core.model import KvLayer, ModelSpec
 from brim.errors import ConfigError
 
@@ -106,6 +108,21 @@ def kv_layers(spec: ModelSpec) -> tuple[KvLayer, ...]:
         KvLayer(key_width=heads * spec.key_dim, value_width=heads * spec.value_dim)
         for heads in spec.num_kv_heads
     )
+
+
+MLX_WITHOUT_WINDOWS = frozenset({"gemma2"})
+"""Architectures whose windows mlx-lm leaves out: every layer keeps and reads everything.
+
+Source: its models/gemma2.py makes no caches of its own; a 9 B one grows by 483 KB a token.
+"""
+
+
+def mlx_layers(spec: ModelSpec) -> tuple[KvLayer, ...]:
+    """What each layer stores in mlx-lm."""
+    layers = kv_layers(spec)
+    if spec.architecture not in MLX_WITHOUT_WINDOWS:
+        return layers
+    return tuple(msgspec.structs.replace(layer, window_tokens=None) for layer in layers)
 
 
 def kv_bytes_per_token(spec: ModelSpec, *, kv_type_k: str = "f16", kv_type_v: str = "f16") -> int:
@@ -215,7 +232,7 @@ def mlx_kv_bytes(
     key, value = KV_TYPES[kv_type_k], KV_TYPES[kv_type_v]
     cells = pad_kv_tokens(kv_tokens) + (max_sequences - 1) * KV_PADDING_TOKENS
     total = max_sequences * spec.recurrent_state_bytes
-    for layer in kv_layers(spec):
+    for layer in mlx_layers(spec):
         most = cells
         if layer.window_tokens is not None:
             turning = pad_kv_tokens(layer.window_tokens + micro_batch_tokens)

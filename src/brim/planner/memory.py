@@ -9,7 +9,6 @@ import msgspec
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
 from brim.errors import ConfigError
-from brim.planner.compute import llamacpp_compute_bytes
 from brim.planner.kv import (
     KV_PADDING_TOKENS,
     KV_TYPES,
@@ -25,6 +24,7 @@ from brim.planner.overhead import (
     llamacpp_overhead_bytes,
     repacked_bytes,
 )
+from brim.planner.scratch.compute import llamacpp_compute_bytes
 
 __all__ = [
     "KV_PADDING_TOKENS",

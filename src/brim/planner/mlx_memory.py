@@ -6,9 +6,9 @@ arrays stay in a cache up to the limit that the engine sets, so that limit is gr
 
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
-from brim.planner.compute import graph_bytes
 from brim.planner.kv import mlx_kv_bytes, pad_kv_tokens
 from brim.planner.overhead import WORKER_OVERHEAD_BYTES
+from brim.planner.scratch.compute import graph_bytes
 
 MLX_LIBRARY_BYTES = 150 * 1024 * 1024
 """What MLX and mlx-lm add to a worker: library, compiled kernels, tokenizer.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from brim.errors import ConfigError
 from brim.machine.cgroup import cpu_quota, memory_groups
 from brim.machine.linux import parse_kib_lines, process_memory, read_linux, resident_bytes
 
@@ -205,3 +206,24 @@ def test_resident_memory_comes_from_the_kernels_counters(tmp_path: Path) -> None
     assert resident_bytes(7, root) == 1200 * 1024
     assert resident_bytes(8, root) is None
     assert resident_bytes(9, root) is None
+
+
+@pytest.mark.parametrize(
+    "meminfo", ["", "MemTotal: 16 kB\n", "MemTotal: 0 kB\nMemAvailable: 0 kB\n"]
+)
+def test_without_meminfo_nothing_is_promised(tmp_path: Path, meminfo: str) -> None:
+    """A machine that does not say how much memory is free is refused, not taken for empty."""
+    with pytest.raises(ConfigError, match=r"meminfo does not say .* mount /proc"):
+        read_linux(tree(tmp_path, {"proc/meminfo": meminfo}))
+
+
+def test_bytes_that_are_no_text_stop_nothing(tmp_path: Path) -> None:
+    """Names in other encodings, digits that are no numbers and broken lists leave figures out."""
+    root = tree(tmp_path, {"sys/devices/cpu_atom/cpus": "0-x,7-"})
+    (root / "proc/7").mkdir(parents=True)
+    (root / "proc/cpuinfo").write_bytes(b"model name : Z\xe9\n")
+    (root / "proc/7/status").write_bytes(b"Name:\t\xff\nVmRSS:\t 8 kB\n")
+    (root / "proc/7/smaps_rollup").write_bytes(b"\xff\nPss: \xc2\xb2 kB\n")
+    assert read_linux(root, own_pids=[7]).name.startswith("Z")
+    assert resident_bytes(7, root) == 8192
+    assert process_memory(7, root) is None

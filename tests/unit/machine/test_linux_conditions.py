@@ -225,3 +225,9 @@ def test_linux_machine_answers_all_questions(tmp_path: Path) -> None:
     assert memory is not None
     assert memory.dirty_bytes == 60 * 1024
     assert machine.resident_bytes(7) == 120 * 1024
+
+
+def test_swap_is_never_negative(tmp_path: Path) -> None:
+    """Where a container is told less swap than is free, none is in use."""
+    text = "SwapTotal: 1 kB\nSwapFree: 5 kB\n"
+    assert feel(tmp_path, {"proc/meminfo": text}).swap_used_bytes == 0

@@ -2,6 +2,7 @@
 
 import platform
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -250,3 +251,17 @@ def test_processors_are_watched_everywhere() -> None:
     times = NativeCalls().cpu_times([])
     assert times.total_s > times.busy_s > 0
     assert times.own_s == 0
+
+
+def test_a_mac_without_its_size_promises_nothing() -> None:
+    """A kernel that does not say how much memory there is is an error, not a Mac of 0 bytes."""
+    mac = RecordedMac()
+    mac.sysctls["hw.memsize"] = None
+    with pytest.raises(ConfigError, match=r"run: sysctl hw\.memsize"):
+        MacosMachine(mac).read_machine()
+
+
+def test_a_command_may_print_any_bytes() -> None:
+    """Output that is no text is read as far as it is, and stops nothing."""
+    code = "import sys; sys.stdout.buffer.write(bytes([34, 255, 34]))"
+    assert NativeCalls().command(sys.executable, "-S", "-c", code) == '"\ufffd"'

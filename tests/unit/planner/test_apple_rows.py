@@ -5,12 +5,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.apple_rows import chip_of, sample_rows
+from support.apple_rows import sample_rows
 
+from brim.cli.forecast import chip_of
 from brim.errors import ConfigError
-from brim.planner.row_forecast import forecast_row, summarise
-from brim.planner.row_shape import shape_of
-from brim.planner.rows import Row, decode_rows, depth_tokens_of, engine_group, setting_of
+from brim.planner.apple.row_forecast import forecast_row, summarise
+from brim.planner.apple.row_shape import shape_of
+from brim.planner.apple.rows import (
+    MAX_ROWS,
+    Row,
+    decode_rows,
+    depth_tokens_of,
+    engine_group,
+    setting_of,
+)
 
 LLAMA = {
     "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336,
@@ -52,7 +60,7 @@ def test_a_row_may_say_almost_nothing() -> None:
     unmeasured = forecast_row(row(tok_s=None), chip_of)
     assert unmeasured.forecast_tok_s is not None
     assert unmeasured.error_percent is None
-    assert forecast_row(row(chip="Z80"), chip_of).problem == "nothing is known of the chip Z80"
+    assert "the chip table has no 'Z80'" in (forecast_row(row(chip="Z80"), chip_of).problem or "")
 
 
 def test_suspect_rows_and_unknown_bins_do_not_judge() -> None:
@@ -101,6 +109,7 @@ def test_engines_are_grouped(fields: dict[str, Any], group: str, is_fused: bool)
         (b'[{"chip": 4, "kind": "decode", "engine": "e", "model": "m"}]', "row 1 cannot be read"),
         (b'[{"chip": "M4", "kind": "x", "engine": "e", "model": "m"}]', "must be decode or"),
         (b"[" * 100_000, "the rows are not JSON"),
+        (b"[" + b"0," * MAX_ROWS + b"0]", f"{MAX_ROWS + 1} rows are too many"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_refused(raw: bytes, sentence: str) -> None:
@@ -123,6 +132,28 @@ def test_impossible_architectures_are_named(change: dict[str, Any]) -> None:
     assert found.forecast_tok_s is None
     assert found.problem is not None
     assert "architecture of m" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"read_gib_calc": 1e-12}, "the weights of m come to nothing"),
+        ({"gpu_cores": 10**12}, "the chip table has no 'M4 with 1000000000000 GPU cores'"),
+        ({"chip": "RTX 4090", "bandwidth_gb_s": 1008}, "the chip table has no 'RTX 4090"),
+    ],
+)
+def test_rows_beyond_any_forecast_say_why(fields: dict[str, Any], problem: str) -> None:
+    """Weights of no size and bins that nobody sells are that row's problem, each in its words."""
+    found = forecast_row(row(**fields), chip_of)
+    assert found.forecast_tok_s is None
+    assert (found.problem or "").startswith(problem)
+
+
+def test_an_unknown_kv_type_is_said() -> None:
+    """A KV type that llama.cpp does not have is forecast as f16, and the row says so."""
+    plain, odd = (forecast_row(row(kv_type=kv), chip_of) for kv in ("f16", "turbo4"))
+    assert odd.forecast_tok_s == plain.forecast_tok_s
+    assert (plain.note, odd.note) == (None, "KV type 'turbo4' is not known; taken for f16")
 
 
 def test_rows_may_stand_in_an_object() -> None:

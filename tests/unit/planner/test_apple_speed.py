@@ -4,15 +4,16 @@ import itertools
 
 import msgspec
 import pytest
-from support.apple_rows import chip_of, sample_rows
+from support.apple_rows import sample_rows
 
+from brim.cli.forecast import chip_of
 from brim.core.forecast import SpeedForecast, SpeedShape
 from brim.core.machine import MachineSpec
 from brim.core.model import KvLayer
 from brim.machine.chips import known_machines, named_machine
-from brim.planner.apple_speed import apple_chip, fitted, forecast_apple, forecast_setting
-from brim.planner.apple_terms import Setting, decode_terms, kv_bytes_read, prefill_terms
-from brim.planner.row_forecast import forecast_row, summarise
+from brim.planner.apple.row_forecast import forecast_row, summarise
+from brim.planner.apple.speed import apple_chip, fitted, forecast_apple, forecast_setting
+from brim.planner.apple.terms import Setting, decode_terms, kv_bytes_read, prefill_terms
 
 GB = 10**9
 LLAMA_8B = SpeedShape(
@@ -156,6 +157,20 @@ def test_chips_that_nobody_measured_fall_back(machine: str) -> None:
     assert 0.45 * ceiling < found.decode_tok_s.expected < 0.95 * ceiling
     # Where the ceiling cuts the range off, the lower half still shows its width.
     assert (found.decode_tok_s.expected / found.decode_tok_s.low) ** 2 > known
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        ("M4 Pro:20:48", "14 measured rows of this chip with llama.cpp"),
+        ("M4 Pro:16:24", "another bin of this chip was measured with llama.cpp, not this one"),
+        ("M4:10:16", "this chip was measured with other engines than llama.cpp"),
+        ("M6:12:16", "nobody's M6 is among the measurements: its generation and tier are used"),
+    ],
+)
+def test_a_range_says_what_it_rests_on(machine: str, reason: str) -> None:
+    """Rows of the bin, of another bin, of another engine, or none: each in its own words."""
+    assert forecast(machine=machine).reasons["range"] == reason
 
 
 def test_other_machines_have_no_forecast() -> None:

@@ -1,11 +1,13 @@
 """Scratch memory: where the tensors of a graph lie, and the buffer that holds them."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from brim.core.model import ModelSpec
-from brim.planner.compute import llamacpp_compute_bytes
-from brim.planner.liveness import Graph, allocate, touched_bytes
+from brim.planner.scratch.compute import llamacpp_compute_bytes
+from brim.planner.scratch.liveness import Graph, allocate, touched_bytes
 
 MIB = 1024**2
 
@@ -66,6 +68,32 @@ def test_buffers_are_what_llamacpp_logged(
     assert forecast.touched < forecast.reserved
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": 8, "num_active_experts": 0},
+        {"num_layers": 0, "num_kv_heads": ()},
+        {"num_layers": 1, "num_kv_heads": (8,), "vocab_size": 1},
+        {"num_heads": 0, "num_kv_heads": (0,) * 16, "key_dim": 0, "value_dim": 0},
+        {"hidden_size": 0, "feed_forward_size": 0, "vocab_size": 0},
+        {"hidden_size": 1, "feed_forward_size": 0, "num_recurrent_layers": 16},
+        {"num_recurrent_layers": 16, "num_kv_heads": (0,) * 16, "widths": {"ssm.inner_size": 1}},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["llama", "falcon-h1", "qwen3next", "lfm2", "deepseek2"])
+def test_odd_shapes_have_a_size(
+    llama_1b: ModelSpec, changes: dict[str, Any], architecture: str
+) -> None:
+    """A header may leave out or hollow any dimension; a million cells are still a quick sum."""
+    spec = msgspec.structs.replace(llama_1b, architecture=architecture, kv_layers=(), **changes)
+    found = llamacpp_compute_bytes(
+        spec, kv_tokens=2**20, max_sequences=3, kv_type_k="f16", kv_type_v="f16",
+        micro_batch_tokens=512, flash_attention=True,
+    )  # fmt: skip
+    assert 0 <= found.touched <= found.reserved
+    assert found.output == 12 * spec.vocab_size
+
+
 def test_a_block_is_free_after_its_last_reader() -> None:
     """A chain of operations that cannot work in place needs two blocks, however long it is."""
     graph = Graph()
@@ -74,6 +102,15 @@ def test_a_block_is_free_after_its_last_reader() -> None:
         tensor = graph.op((1024,), tensor)
     graph.expand(tensor)
     assert allocate(graph).buffer_bytes == 2 * 4096
+
+
+def test_a_tensor_without_values_takes_and_gives_nothing() -> None:
+    """An empty result, as of a width of 0, may lie beyond all that is in use when it is freed."""
+    graph = Graph()
+    rows = graph.input(8)
+    empty = graph.op((0,), graph.op((1024,), rows))
+    graph.expand(graph.op((8,), empty, rows))
+    assert allocate(graph).buffer_bytes == 32 + 4096
 
 
 def test_an_operation_in_place_takes_its_operand() -> None:

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from support.calibrated import shape
 
-from brim.core.model import KvLayer
+from brim.core.model import KvLayer, ModelSpec
+from brim.planner.shape import speed_shape
 from brim.planner.speed_terms import (
     KvTypes,
     active_bytes_by_type,
@@ -125,3 +126,25 @@ def test_layers_without_kv_cost_no_attention() -> None:
     terms = decode_terms(recurrent, kv=F16, repack_weights=False, depth_tokens=5000)
     assert terms["scores f16/f16 flash"] == terms["cells flash"] == terms["kv bytes"] == 0
     assert terms["state bytes"] == 2000
+
+
+def test_a_layer_without_kv_of_its_own_reads_anothers(llama_1b: ModelSpec) -> None:
+    """Layers that share KV read the last cache of their kind, those that do not attend none."""
+    wide, windowed = KvLayer(key_width=64, value_width=64), KvLayer(
+        key_width=32, value_width=32, window_tokens=512
+    )  # fmt: skip
+    nothing = KvLayer(key_width=0, value_width=0)
+    sharing = msgspec.structs.replace(nothing, window_tokens=512)
+    spec = msgspec.structs.replace(
+        llama_1b, num_layers=5, num_kv_heads=(1, 1, 1, 1, 0),
+        kv_layers=(windowed, wide, sharing, nothing, nothing),
+    )  # fmt: skip
+    assert speed_shape(spec).kv_layers == (windowed, wide, windowed, wide, nothing)
+
+
+def test_mlx_reads_all_of_gemma_2(llama_1b: ModelSpec) -> None:
+    """Windows that mlx-lm leaves out are windows in llama.cpp alone."""
+    layer = KvLayer(key_width=64, value_width=64, window_tokens=4096)
+    spec = msgspec.structs.replace(llama_1b, architecture="gemma2", kv_layers=(layer,) * 16)
+    assert speed_shape(spec).kv_layers[0].window_tokens == 4096
+    assert speed_shape(spec, engine="mlx").kv_layers[0].window_tokens is None

@@ -75,6 +75,13 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
         return sum(cache.key_bytes + cache.value_bytes for cache in self.caches)
 
 
+class _Answer(msgspec.Struct):
+    """What the child prints."""
+
+    found: list[DryRun] = []
+    error: str | None = None
+
+
 def dry_run(plan: Plan, *, full_windows: bool = True) -> DryRun:
     """What llama.cpp would allocate for a plan, asked in a child process.
 
@@ -105,7 +112,8 @@ def dry_runs(plans: Sequence[Plan], *, full_windows: bool = True) -> list[DryRun
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "brim.engine.llamacpp.dry_run"],
+            # A file in the user's directory must not stand in for a module.
+            [sys.executable, "-P", "-m", "brim.engine.llamacpp.dry_run"],
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -120,10 +128,15 @@ def dry_runs(plans: Sequence[Plan], *, full_windows: bool = True) -> list[DryRun
             f"llama.cpp: the dry run of {model.name} ended with {child.returncode}"
             + (f": {lines[-1]:.200}" if lines else "")
         )
-    answer = json.loads(child.stdout)
-    if "error" in answer:
-        raise ModelFileError(f"{model.paths[0]}: llama.cpp refuses it: {answer['error']}")
-    return msgspec.convert(answer["found"], list[DryRun])
+    try:
+        answer = msgspec.json.decode(child.stdout, type=_Answer)
+    except msgspec.MsgspecError as error:
+        raise EngineError(
+            f"llama.cpp: the dry run of {model.name} gave no answer that can be read: {error}"
+        ) from error
+    if answer.error is not None:
+        raise ModelFileError(f"{model.paths[0]}: llama.cpp refuses it: {answer.error}")
+    return answer.found
 
 
 def disagreements(plan: Plan, found: DryRun) -> list[str]:
@@ -194,7 +207,7 @@ def _run_child() -> None:
     binding.lib.llama_backend_init()
     model = _load(request["paths"], binding.lib)
     weights_bytes = binding.lib.llama_model_size(model) if model else 0
-    answer: dict[str, Any] = {"found": []}
+    answer = _Answer()
     for options in request["contexts"] if model else ():
         with log.captured() as lines:
             params = _context_params(options, request["full_windows"], binding)
@@ -203,10 +216,10 @@ def _run_child() -> None:
             model = None
             break
         binding.lib.llama_free(context)
-        answer["found"].append(msgspec.to_builtins(parse_log(lines, weights_bytes)))
+        answer.found.append(parse_log(lines, weights_bytes))
     if not model:
-        answer = {"error": log.last_error() or "it says no reason"}
-    sys.stdout.write(json.dumps(answer))
+        answer = _Answer(error=log.last_error() or "it says no reason")
+    sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
 def _load(paths: Sequence[str], lib: Any) -> Any:

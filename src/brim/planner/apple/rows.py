@@ -12,13 +12,13 @@ import msgspec
 
 from brim.core.machine import MachineSpec
 from brim.errors import ConfigError
-from brim.planner.apple_terms import Setting
+from brim.planner.apple.terms import Setting
 from brim.planner.kv import KV_TYPES
 
 GIB = 2**30
 
-MAX_ROWS = 100_000
-"""A hundred times the largest collection known; a forecast takes about 50 us."""
+MAX_ROWS = 20_000
+"""Twenty times the largest collection known; a forecast takes about 0.1 ms."""
 
 OLD_LLAMA_CPP = "llama.cpp before 2025"
 """Without fused attention and with slower kernels: its rows must not set what today's users get."""
@@ -149,15 +149,18 @@ def prompt_tokens_of(row: Row) -> int:
 def setting_of(row: Row) -> Setting:
     """How the row's model was run: its engine as the fit groups them, attention and KV type."""
     engine = engine_group(row)
-    kv_type = (row.kv_type or "f16").lower()
-    if kv_type not in KV_TYPES:
-        kv_type = "f16"
+    kv_type = "f16" if unknown_kv_type(row) else (row.kv_type or "f16").lower()
     return Setting(
         engine=engine,
         flash_attention=_is_fused(row, engine),
         kv_type_k=kv_type,
         kv_type_v=kv_type,
     )
+
+
+def unknown_kv_type(row: Row) -> str | None:
+    """The row's KV type where it is none of llama.cpp's; it is then taken for f16."""
+    return row.kv_type if row.kv_type and row.kv_type.lower() not in KV_TYPES else None
 
 
 def engine_group(row: Row) -> str:

@@ -8,16 +8,17 @@ import msgspec
 from brim.core.forecast import SpeedRange
 from brim.core.machine import MachineSpec
 from brim.errors import BrimError
-from brim.planner.apple_speed import Fitted, forecast_setting
-from brim.planner.row_shape import shape_of
-from brim.planner.rows import (
+from brim.planner.apple.row_shape import shape_of
+from brim.planner.apple.rows import (
     Row,
     depth_tokens_of,
     is_comparable,
     machine_of,
     prompt_tokens_of,
     setting_of,
+    unknown_kv_type,
 )
+from brim.planner.apple.speed import Fitted, forecast_setting
 
 ChipLookup = Callable[[Row], MachineSpec | None]
 """Gives the bin of a row's chip in the table of chips, which belongs to another package."""
@@ -47,6 +48,8 @@ class RowForecast(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the measured speed lies within low and high."""
     problem: str | None = None
     """Why there is no forecast."""
+    note: str | None = None
+    """What the forecast assumes, where the row says something else."""
 
 
 class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +97,9 @@ def forecast_row(row: Row, lookup: ChipLookup, constants: Fitted | None = None) 
         prompt_tokens=1 if is_decode else tokens, constants=constants,
     )  # fmt: skip
     if not speed:
-        return msgspec.structs.replace(blank, problem=f"nothing is known of the chip {row.chip}")
+        return msgspec.structs.replace(blank, problem=_unknown_chip(blank))
     found = speed.decode_tok_s if is_decode else speed.prefill_tok_s
+    kv_type = unknown_kv_type(row)
     return msgspec.structs.replace(
         blank,
         is_judged=is_comparable(row),
@@ -103,6 +107,15 @@ def forecast_row(row: Row, lookup: ChipLookup, constants: Fitted | None = None) 
         ceiling_tok_s=speed.decode_ceiling_tok_s if is_decode else None,
         error_percent=100 * (found.expected / row.tok_s - 1) if row.tok_s else None,
         is_inside=found.low <= row.tok_s <= found.high if row.tok_s else None,
+        note=f"KV type '{kv_type}' is not known; taken for f16" if kv_type else None,
+    )
+
+
+def _unknown_chip(row: RowForecast) -> str:
+    bin_ = row.chip if row.gpu_cores is None else f"{row.chip} with {row.gpu_cores} GPU cores"
+    return (
+        f"the chip table has no '{bin_}'; name one of Apple's chips, and if it is a new one "
+        "its gpu_cores and bandwidth_gb_s"
     )
 
 

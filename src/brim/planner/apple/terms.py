@@ -13,8 +13,8 @@ import msgspec
 
 from brim.core.forecast import SpeedShape
 from brim.core.model import KvLayer
+from brim.planner.apple.quant_family import quant_family
 from brim.planner.kv import KV_TYPES
-from brim.planner.quant_family import quant_family
 
 STEP_S = 1e-4
 """Unit of the overheads: 100 us, what a layer of a dense model costs beyond its bytes."""
@@ -129,15 +129,19 @@ def attended_values(shape: SpeedShape, depth_tokens: float) -> float:
 
 
 def _by_chip(name: str, chip: AppleChip, engine: str) -> tuple[str, ...]:
-    """A multiplier that is pooled: all, engine, generation, tier, chip, chip with engine."""
+    """A multiplier that is pooled: all, engine, generation, tier, chip, chip with engine.
+
+    Never by the chip's bins: they differ in GPU cores and bandwidth alone, which the terms know.
+    With constants of its own a bin that only slow or old builds measured was forecast slower than
+    the one below it.
+    """
     return (
         name,
         f"{name}/{engine}",
         f"{name}/all {chip.generation}",
         f"{name}/{chip.tier}",
-        f"{name}/{chip.name}",
-        f"{name}/{chip.name} {chip.gpu_cores}",
-        f"{name}/{chip.name} {chip.gpu_cores}/{engine}",
+        f"{name}/chip {chip.name}",
+        f"{name}/chip {chip.name}/{engine}",
     )
 
 
@@ -160,8 +164,8 @@ def decode_terms(
         Term(
             arithmetic_s * num,
             ("unpack", f"unpack/{family}", f"unpack/{quant}", f"unpack/{engine}",
-             f"unpack/{chip.generation}", f"unpack/{chip.name} {chip.gpu_cores}",
-             f"unpack/{chip.name} {chip.gpu_cores}/{quant}"),
+             f"unpack/{chip.generation}", f"unpack/chip {chip.name}",
+             f"unpack/chip {chip.name}/{engine}", f"unpack/chip {chip.name}/{quant}"),
         ),
         Term(shape.num_layers * STEP_S, _by_chip("layer", chip, engine)),
         Term(kv_s, ("kv", f"kv/{family}", f"kv/{engine}", f"kv/{flash}/{chip.generation}")),
@@ -179,7 +183,7 @@ def decode_terms(
             Term(
                 shape.num_layers * STEP_S,
                 ("expert", f"expert/{family}", f"expert/{engine}", f"expert/{chip.generation}",
-                 f"expert/{chip.tier}", f"expert/{chip.name} {chip.gpu_cores}"),
+                 f"expert/{chip.tier}", f"expert/chip {chip.name}"),
             )
         )  # fmt: skip
     if shape.num_recurrent_layers:

@@ -1,8 +1,10 @@
 """How far a forecast for Apple silicon may be off: which constants widen or narrow its range."""
 
+import re
+
 from brim.core.forecast import SpeedShape
-from brim.planner.apple_terms import AppleChip, Setting
-from brim.planner.quant_family import quant_family
+from brim.planner.apple.quant_family import quant_family
+from brim.planner.apple.terms import AppleChip, Setting
 
 FEW_ROWS = 3
 """Measurements of a chip with an engine below which their own constants are hardly pinned down."""
@@ -31,8 +33,20 @@ def familiarity(chip: AppleChip, engine: str, num_rows: dict[str, int]) -> str:
     seen = num_rows.get(cell(chip, engine), 0)
     if seen:
         return "well known" if seen >= FEW_ROWS else "known"
-    has_chip = any(name.startswith(f"{chip.name} ") and n for name, n in num_rows.items())
-    return "other engine" if has_chip else "unknown chip"
+    return "other engine" if engines_of(chip, num_rows) else "unknown chip"
+
+
+def engines_of(chip: AppleChip, num_rows: dict[str, int]) -> set[str]:
+    """The engines that any bin of the chip was measured with.
+
+    Example:
+        >>> m4 = AppleChip(name="M4", generation="M4", tier="base", gpu_cores=8,
+        ...                memory_bandwidth=120e9, fp32_flops=3.7e12)
+        >>> engines_of(m4, {"M4 10/ollama": 2, "M4 Pro 20/mlx-lm": 9})
+        {'ollama'}
+    """
+    cells = re.compile(rf"{re.escape(chip.name)} \d+/(.+)")
+    return {found[1] for name, n in num_rows.items() if n and (found := cells.fullmatch(name))}
 
 
 def cell(chip: AppleChip, engine: str) -> str:

@@ -6,9 +6,17 @@ graph.  `layers` has the widths, `liveness` says how much memory a graph takes.
 Source: llama-graph.cpp and src/models of llama.cpp (llama-cpp-python 0.3.36).
 """
 
-from brim.planner.layers import Attention, Batch, FeedForward, GraphModel, Latent, Layer, OutputCut
-from brim.planner.liveness import Graph, Tensor
-from brim.planner.recurrent_graph import RecurrentLayers
+from brim.planner.scratch.layers import (
+    Attention,
+    Batch,
+    FeedForward,
+    GraphModel,
+    Latent,
+    Layer,
+    OutputCut,
+)
+from brim.planner.scratch.liveness import Graph, Tensor
+from brim.planner.scratch.recurrent import RecurrentLayers
 
 ROTATION_WIDTH = 64
 """The smallest rotation; V always takes it, K the largest power of two that divides a head."""

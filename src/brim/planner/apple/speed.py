@@ -1,7 +1,7 @@
 """Forecasts speed on Apple silicon from constants that were fitted to published measurements.
 
 Owns the constants' file and how a machine and an engine are matched with it.  The formula is in
-apple_terms, the range's in apple_range; benches/fit_apple_speeds.py writes the file.
+terms, the range's in ranges; benches/fit_apple_speeds.py writes the file.
 """
 
 import functools
@@ -14,8 +14,8 @@ import msgspec
 
 from brim.core.forecast import SpeedForecast, SpeedRange, SpeedShape
 from brim.core.machine import MachineSpec
-from brim.planner.apple_range import cell, familiarity, width_effects
-from brim.planner.apple_terms import (
+from brim.planner.apple.ranges import cell, engines_of, familiarity, width_effects
+from brim.planner.apple.terms import (
     AppleChip,
     Setting,
     Term,
@@ -226,6 +226,8 @@ def _range_reason(chip: AppleChip, engine: str, known: str, constants: Constants
     num_rows = constants.num_rows.get(cell(chip, engine), 0)
     if num_rows:
         return f"{num_rows} measured rows of this chip with {engine}"
+    if engine in engines_of(chip, constants.num_rows):
+        return f"another bin of this chip was measured with {engine}, not this one"
     if known == "other engine":
         return f"this chip was measured with other engines than {engine}"
     return f"nobody's {chip.name} is among the measurements: its generation and tier are used"

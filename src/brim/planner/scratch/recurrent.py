@@ -3,8 +3,8 @@
 Source: mamba-base.cpp, delta-net-base.cpp, qwen3next.cpp and lfm2.cpp of llama-cpp-python 0.3.36.
 """
 
-from brim.planner.layers import Batch, DeltaNet, Mamba, Recurrent, ShortConvolution
-from brim.planner.liveness import Graph, Tensor
+from brim.planner.scratch.layers import Batch, DeltaNet, Mamba, Recurrent, ShortConvolution
+from brim.planner.scratch.liveness import Graph, Tensor
 
 
 class RecurrentLayers:

@@ -11,8 +11,8 @@ import msgspec
 from brim.core.forecast import SpeedShape
 from brim.core.model import KvLayer
 from brim.errors import ConfigError
-from brim.planner.quant_family import bits_per_weight, other_bits_per_weight
-from brim.planner.rows import GIB, Row
+from brim.planner.apple.quant_family import bits_per_weight, other_bits_per_weight
+from brim.planner.apple.rows import GIB, Row
 
 MAX_LAYERS = 10_000
 """Far above any model (126 for 405 B); a row that claims more would build a list without end."""
@@ -43,6 +43,8 @@ def shape_of(row: Row) -> SpeedShape | None:
     weights = _first(row.weights_gib, row.weights_gib_calc)
     weights_bytes = weights * GIB if weights else counted.total_bytes(quant)
     active_bytes = _active_bytes(row, counted, weights_bytes)
+    if active_bytes < 1 or counted.active < 1:
+        raise ConfigError(f"the weights of {row.model} come to nothing; mend its sizes")
     kv_layers = _kv_layers(row, arch)
     num_recurrent = 0 if arch.linear_attention is None else arch.layers - len(kv_layers)
     return SpeedShape(

@@ -4,11 +4,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from brim.core.model import ModelSpec
-from brim.planner.architectures import graph_model
-from brim.planner.graph import ROTATION_WIDTH, build
 from brim.planner.kv import is_latent, is_quantised, kv_layers, pad_kv_tokens, window_cells
-from brim.planner.layers import Batch, GraphModel
-from brim.planner.liveness import allocate, touched_bytes
+from brim.planner.scratch.architectures import graph_model
+from brim.planner.scratch.graph import ROTATION_WIDTH, build
+from brim.planner.scratch.layers import Batch, GraphModel
+from brim.planner.scratch.liveness import allocate, touched_bytes
 
 
 class ComputeBytes(NamedTuple):

@@ -6,7 +6,7 @@ rotated positions, a gated feed-forward.  The tables hold only what changes how 
 
 from brim.core.model import KvLayer, ModelSpec
 from brim.planner.kv import kv_layers
-from brim.planner.layers import (
+from brim.planner.scratch.layers import (
     Attention,
     DeltaNet,
     FeedForward,
@@ -174,7 +174,8 @@ def _feed_forward(spec: ModelSpec, index: int, *, is_alone: bool) -> FeedForward
         width=width,
         is_gated=gated,
         num_experts=spec.num_experts,
-        num_active_experts=spec.num_active_experts,
+        # A header may leave out how many it uses: none would be no graph at all.
+        num_active_experts=max(1, spec.num_active_experts),
         shared_width=widths.get("expert_shared_feed_forward_length", shared),
         has_bias=architecture == "gpt-oss",
     )

@@ -119,6 +119,8 @@ class _Blocks:
         return offset
 
     def free(self, offset: int, size: int) -> None:
+        if not size:  # took nothing, so its offset may lie in what is free by now
+            return
         self.live_bytes -= size
         starts, ends, end = self.starts, self.ends, offset + size
         index = 0
