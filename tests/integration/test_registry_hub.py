@@ -17,9 +17,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 from support.models import PYSTD_1M
 
+from brim.bench.standin import clone_blueprint
+from brim.bench.standin.source import standin_of
 from brim.errors import (
     BrimError,
     DoesNotFit,
@@ -45,6 +48,8 @@ class FakeHub:
         self.published = dict(self.files)
         """What checksums are computed from; differs from `files` where damage is wanted."""
         self.requests: list[tuple[str, str, str | None]] = []
+        self.queries: list[str] = []
+        """What stood behind the '?' of each request."""
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         """Path prefix -> an answer instead of the true one."""
         self.cut_after: int | None = None
@@ -77,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
+        self.hub.queries.append(query)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         for prefix, (status, headers, body) in self.hub.answers.items():
             if path.startswith(prefix):
@@ -406,6 +412,24 @@ class TestRefusals:
 PYSTD = {path.name: path.read_bytes() for path in PYSTD_1M.iterdir() if path.is_file()}
 
 
+PART_ONE, PART_TWO = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+
+
+def in_two_parts(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A checkpoint's files with its weights in two parts and their index."""
+    arrays = safetensors.numpy.load(files["model.safetensors"])
+    names = sorted(arrays)
+    parts = {PART_ONE: names[::2], PART_TWO: names[1::2]}
+    weight_map = {name: part for part, inside in parts.items() for name in inside}
+    saved = {
+        part: safetensors.numpy.save({name: arrays[name] for name in inside})
+        for part, inside in parts.items()
+    }
+    index = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    rest = {name: data for name, data in files.items() if name != "model.safetensors"}
+    return {**rest, **index, **saved}
+
+
 def large(megabytes: int) -> bytes:
     """The demo model with unused bytes behind its tensors."""
     return DEMO + bytes(megabytes << 20)
@@ -452,10 +476,28 @@ class TestDescribe:
         assert (spec.name, spec.format) == ("demo", "safetensors")
         assert (spec.weights_bytes, spec.fingerprint) == (here.weights_bytes, here.fingerprint)
 
+    def test_safetensors_in_parts(self, server: FakeHub, hub: Hub) -> None:
+        """Parts are found by their index, and one that is gone is named."""
+        server.files = server.published = in_two_parts(PYSTD)
+        spec = describe("hf:org/demo", hub=hub)
+        assert spec.weights_bytes == describe(str(PYSTD_1M)).weights_bytes
+        assert server.num_sent_bytes < spec.weights_bytes / 4
+        server.files = {name: data for name, data in server.files.items() if name != PART_TWO}
+        with pytest.raises(NotFound, match=f"{PART_TWO} of hf:org/demo cannot be read"):
+            describe("hf:org/demo", hub=hub)
+
+    def test_a_file_that_is_cut_short(self, server: FakeHub, hub: Hub) -> None:
+        """A GGUF file that ends before its tensors do is refused from its header."""
+        server.files = server.published = {"Demo-Q8_0.gguf": DEMO[:-1000]}
+        with pytest.raises(ModelFileError, match="is cut short: its tensors end at byte"):
+            describe("hf:org/demo", hub=hub)
+
     def test_a_quant_for_a_checkpoint(self, server: FakeHub, hub: Hub) -> None:
         """With a quant the config alone is fetched."""
         server.files = server.published = dict(PYSTD)
-        spec = describe("hf:org/demo", quant="Q4_K_M", hub=hub)
+        with pytest.raises(InvalidRequest, match="names a quant already"):
+            describe("hf:org/demo:Q8_0", quant="Q4_K_M", hub=hub)
+        spec = describe("hf:org/demo:q4_k_m", quant="Q4_K_M", hub=hub)
         assert (spec.quant, spec.is_estimated) == ("Q4_K_M", True)
         assert server.num_sent_bytes == len(PYSTD["config.json"])
 
@@ -463,6 +505,41 @@ class TestDescribe:
         """A GGUF file at an address is described by ranges too."""
         spec = describe(f"{server.endpoint}/org/demo/resolve/main/Demo-Q8_0.gguf")
         assert (spec.name, spec.num_layers) == ("demo-q8_0", 6)
+
+    def test_an_address_with_a_query(self, server: FakeHub) -> None:
+        """What follows a file's name, as in the hub's own links, is sent for every part."""
+        server.answers["/x-0000"] = (200, {}, DEMO)
+        query = "download=true&from=a/b"
+        with pytest.raises(ModelFileError, match="says that it is part 0"):
+            describe(f"{server.endpoint}/x-00002-of-00002.gguf?{query}")
+        assert [path for _, path, _ in server.requests] == [
+            "/x-00001-of-00002.gguf", "/x-00002-of-00002.gguf",
+        ]  # fmt: skip
+        assert server.queries == [query, query]
+
+    def test_a_query_is_no_part_of_the_name(self, server: FakeHub) -> None:
+        """The model is called by its file, whatever its link ends in."""
+        address = f"{server.endpoint}/org/demo/resolve/main/Demo-Q8_0.gguf?v=1.5/2"
+        assert describe(address).name == "demo-q8_0"
+
+    def test_a_password_is_not_shown(self, server: FakeHub) -> None:
+        """A message names the server without the user's secret before it."""
+        address = server.endpoint.replace("//", "//me:secret@") + "/No.gguf"
+        with pytest.raises(NotFound) as caught:
+            describe(address)
+        assert "answers 404" in caught.value.message
+        assert "secret" not in caught.value.message
+
+    def test_a_closed_address(self, server: FakeHub) -> None:
+        """Another server than the hub is not logged into with the hub's command."""
+        server.answers["/closed"] = (403, {}, b"")
+        with pytest.raises(Unauthorized, match=r"refuses x\.gguf of .*; download it"):
+            describe(f"{server.endpoint}/closed/x.gguf")
+
+    def test_a_checkpoint_beside_a_projector(self, server: FakeHub, hub: Hub) -> None:
+        """A repository whose only GGUF file is a projector is described as its checkpoint."""
+        server.files = server.published = {**PYSTD, "mmproj-F16.gguf": DEMO}
+        assert describe("hf:org/demo", hub=hub).format == "safetensors"
 
     @pytest.mark.parametrize(
         ("reference", "kind", "says"),
@@ -494,6 +571,26 @@ class TestDescribe:
         server.published = server.files
         with pytest.raises(ModelFileError, match=r"Demo-Q8_0\.gguf of hf:org/demo is not a GGUF"):
             describe("hf:org/demo", hub=hub)
+
+
+class TestStandin:
+    def test_a_header_is_enough(self, server: FakeHub, hub: Hub) -> None:
+        """A stand-in's shape comes from the hub without a weight, and is the file's own."""
+        server.files["Demo-Q8_0.gguf"] = server.published["Demo-Q8_0.gguf"] = large(8)
+        assert standin_of("hf:org/demo:Q8_0", hub=hub) == ("demo", clone_blueprint(DEMO_PATH))
+        assert server.num_sent_bytes <= 1 << 20
+
+    def test_a_cached_file(self, server: FakeHub, hub: Hub) -> None:
+        """What is in the cache is read from there."""
+        resolve("hf:org/demo", hub=hub)
+        server.requests.clear()
+        assert standin_of("hf:org/demo", hub=hub)[1] == clone_blueprint(DEMO_PATH)
+        assert server.transfers() == []
+
+    def test_a_checkpoint(self, server: FakeHub, hub: Hub) -> None:
+        """Of a repository without GGUF files the config is laid out, in the quant asked for."""
+        server.files = server.published = dict(PYSTD)
+        assert standin_of("hf:org/demo", "Q8_0", hub=hub)[1] == standin_of(str(PYSTD_1M), "Q8_0")[1]
 
 
 def make_unreachable(server: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> str:

@@ -18,6 +18,7 @@ from brim.ledger.budget import budget_of
 from brim.ledger.correction import NO_ERRORS, PastErrors
 from brim.planner.fit import Room, fit_plan
 from brim.planner.forecast import forecast_plan
+from brim.registry.families import is_listed
 from brim.registry.sources import describe
 from brim.runtime.forecast_errors import subject_of
 
@@ -154,12 +155,17 @@ def _reported(plan: Plan, machine: MachineSpec, wanted: Wanted, role: str) -> Mo
     return model_report(plan, forecast, role)
 
 
+def _estimate_note(spec: ModelSpec) -> str:
+    if is_listed(spec.architecture):
+        return f"{spec.name}: bytes follow from its config and {spec.quant}'s recipe, to about 1 %"
+    return (
+        f"{spec.name}: brim does not know the architecture {spec.architecture:.40} and counts it "
+        "as a plain transformer: bytes and speed may be far off"
+    )
+
+
 def _notes(specs: list[tuple[ModelSpec, str]], wanted: Wanted) -> list[str]:
-    notes = [
-        f"{spec.name}: bytes follow from its config and {spec.quant}'s recipe, to about 1 %"
-        for spec, _ in specs
-        if spec.is_estimated
-    ]
+    notes = [_estimate_note(spec) for spec, _ in specs if spec.is_estimated]
     if any(spec.format == "safetensors" for spec, _ in specs):
         notes.append("brim has no MLX engine yet: this is a forecast of what cannot be loaded now")
     if wanted.draft is not None:

@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 from brim.cli.output import gib
 from brim.cli.plan_together import ENGINE_OF_FORMAT
-from brim.cli.recommend_report import MachinesReport, ModelsReport, machine_row, model_row
+from brim.cli.recommend_report import (
+    GGUF_ALONE,
+    NOT_LOADABLE,
+    MachinesReport,
+    ModelsReport,
+    machine_row,
+    model_row,
+)
 from brim.core.calibration import Calibration
 from brim.core.forecast import Forecast
 from brim.core.machine import MachineSpec
@@ -28,7 +35,6 @@ from brim.planner.recommend import (
     recommend,
 )
 from brim.registry.catalogue import CatalogueEntry, entries, find, perplexity_increase_percent
-from brim.registry.config_json import spec_from_config
 
 
 def report_models(machine_name: str | None, use: Use, limit: int) -> ModelsReport:
@@ -50,9 +56,11 @@ def report_models(machine_name: str | None, use: Use, limit: int) -> ModelsRepor
         comfortable_bytes=budget.comfortable.num_bytes,
         tight_bytes=budget.tight.num_bytes,
         use=use,
+        context_tokens=CONTEXT_TOKENS[use],
         fits=any(each.candidate.grant.verdict is not Verdict.NO for each in ranked),
         num_models=len(ranked),
-        models=tuple(model_row(each, by_name[each.candidate.name]) for each in ranked[:limit]),
+        models=tuple(model_row(each, by_name[each.candidate.name], use) for each in ranked[:limit]),
+        notes=(GGUF_ALONE,) if machine.system == "darwin" else (),
     )
 
 
@@ -83,12 +91,14 @@ def report_machines(reference: str, use: Use | None, limit: int) -> MachinesRepo
     return MachinesReport(
         model=spec.name,
         quant=spec.quant,
+        engine=fits[0].plan.engine,
         use=use,
         context_tokens=fits[0].plan.context_tokens,
         footprint_bytes=footprint_bytes,
         least_ram_bytes=_least_ram(fits),
         num_machines=len(fits),
-        machines=tuple(machine_row(fit) for fit in fits[:limit]),
+        machines=tuple(machine_row(fit, use) for fit in fits[:limit]),
+        notes=(NOT_LOADABLE,) if fits[0].plan.engine == "mlx" else (),
     )
 
 
@@ -118,8 +128,7 @@ def _candidates(
     forecast = _forecaster(machine)
     for entry in suited:
         for quant in entry.gguf_quants:
-            spec = spec_from_config(entry.config, quant=quant, name=entry.name)
-            plan, grant = _planned(spec, machine, use, entry.context_tokens)
+            plan, grant = _planned(entry.spec(quant, entry.name), machine, use)
             yield Candidate(
                 name=entry.name,
                 quant=quant,
@@ -131,9 +140,7 @@ def _candidates(
             )
 
 
-def _planned(
-    spec: ModelSpec, machine: MachineSpec, use: Use, most_tokens: int
-) -> tuple[Plan, Grant]:
+def _planned(spec: ModelSpec, machine: MachineSpec, use: Use) -> tuple[Plan, Grant]:
     """The plan at the use's context, and what an empty account says to it."""
     budget = budget_of(machine)
     plan = fit_plan(
@@ -141,7 +148,7 @@ def _planned(
         machine,
         Room(budget.comfortable.num_bytes, budget.tight.num_bytes),
         engine=ENGINE_OF_FORMAT[spec.format],
-        context_tokens=min(CONTEXT_TOKENS[use], most_tokens, spec.trained_context_tokens),
+        context_tokens=min(CONTEXT_TOKENS[use], spec.trained_context_tokens),
     )
     # By its bytes alone: the ways to make each of hundreds of plans fit are not shown.
     return plan, Account().ask(plan.memory, machine)
@@ -167,7 +174,7 @@ def _forecaster(machine: MachineSpec) -> Callable[[Plan], Forecast]:
 
 
 def _fit(spec: ModelSpec, machine: MachineSpec, use: Use) -> MachineFit:
-    plan, grant = _planned(spec, machine, use, spec.trained_context_tokens)
+    plan, grant = _planned(spec, machine, use)
     forecast = Forecast() if grant.verdict is Verdict.NO else forecast_plan(plan, machine)
     speed = band_speed(forecast, use)
     return MachineFit(

@@ -1,10 +1,12 @@
 """What `brim recommend` says: reports for JSON, and the same as tables for people."""
 
+from typing import NamedTuple
+
 import msgspec
 import typer
 
 from brim.cli.output import gib, print_table
-from brim.core.forecast import SpeedRange
+from brim.core.forecast import Forecast, SpeedRange
 from brim.core.plan import Plan, Verdict
 from brim.planner.recommend import Band, Candidate, MachineFit, Recommendation, Use
 from brim.registry.catalogue import CatalogueEntry, quality_cost
@@ -14,9 +16,16 @@ SPEED_HEADS = {
     Use.CHAT: ("tok/s", "warm"),
     Use.CODE: ("tok/s", "warm"),
     Use.LONG: ("tok/s", "full"),
-    Use.EMBED: ("tok/s", "read/s"),
+    Use.EMBED: ("read/s",),
 }
-"""Decode at first, and the speed behind the band."""
+"""Decode at first, and the speed behind the band; embedders do not decode."""
+
+GGUF_ALONE = (
+    "GGUF forms are ranked, for llama.cpp; MLX forms are not, because there is no MLX engine in "
+    "brim yet (--json says where the hub has them)"
+)
+
+NOT_LOADABLE = "brim has no MLX engine yet: these are forecasts of what cannot be loaded now"
 
 COST_HEAD = f"quality cost ({MEASURED_ON})"
 """Most published losses are of that one model; larger ones lose less, smaller ones more."""
@@ -40,6 +49,7 @@ class QuantReport(msgspec.Struct, frozen=True, kw_only=True):
     kv_type: str
     context_tokens: int
     decode_tok_s: SpeedRange | None
+    """This and the next two: None for embedders, which do not decode."""
     sustained_decode_tok_s: SpeedRange | None
     full_decode_tok_s: SpeedRange | None
     prefill_tok_s: SpeedRange | None
@@ -81,11 +91,14 @@ class ModelsReport(msgspec.Struct, frozen=True, kw_only=True):
     comfortable_bytes: int
     tight_bytes: int
     use: Use
+    context_tokens: int
+    """What each is planned with, or its own context where that is shorter."""
     fits: bool
     """Whether any of them does."""
     num_models: int
     """How many were planned; `models` are the first of them."""
     models: tuple[ModelRow, ...]
+    notes: tuple[str, ...]
 
 
 class MachineRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +124,7 @@ class MachinesReport(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     quant: str
+    engine: str
     use: Use
     context_tokens: int
     footprint_bytes: int
@@ -119,9 +133,10 @@ class MachinesReport(msgspec.Struct, frozen=True, kw_only=True):
     num_machines: int
     """How many of the known ones hold it; `machines` are the first of them."""
     machines: tuple[MachineRow, ...]
+    notes: tuple[str, ...]
 
 
-def model_row(judged: Recommendation, entry: CatalogueEntry) -> ModelRow:
+def model_row(judged: Recommendation, entry: CatalogueEntry, use: Use) -> ModelRow:
     """One model's line."""
     best = judged.candidate
     return ModelRow(
@@ -138,14 +153,15 @@ def model_row(judged: Recommendation, entry: CatalogueEntry) -> ModelRow:
         band=judged.band,
         band_tok_s=judged.band_tok_s,
         reason=judged.reason,
-        best=_quant_report(best, entry),
-        other_quants=tuple(_quant_report(other, entry) for other in judged.others),
+        best=_quant_report(best, entry, use),
+        other_quants=tuple(_quant_report(other, entry, use) for other in judged.others),
         mlx=entry.mlx,
     )
 
 
-def _quant_report(candidate: Candidate, entry: CatalogueEntry) -> QuantReport:
+def _quant_report(candidate: Candidate, entry: CatalogueEntry, use: Use) -> QuantReport:
     plan, grant, speed = candidate.plan, candidate.grant, candidate.forecast.speed
+    decode = _Decode.of(candidate.forecast, use)
     return QuantReport(
         quant=candidate.quant,
         bits_per_weight=round(8 * plan.model.weights_bytes / plan.model.num_parameters, 3),
@@ -159,17 +175,35 @@ def _quant_report(candidate: Candidate, entry: CatalogueEntry) -> QuantReport:
         kv_bytes=plan.memory.kv_bytes,
         kv_type=_kv_type(plan),
         context_tokens=plan.context_tokens,
-        decode_tok_s=None if speed is None else speed.decode_tok_s,
-        sustained_decode_tok_s=candidate.forecast.sustained_decode_tok_s,
-        full_decode_tok_s=candidate.forecast.full_decode_tok_s,
+        decode_tok_s=decode.burst,
+        sustained_decode_tok_s=decode.sustained,
+        full_decode_tok_s=decode.full,
         prefill_tok_s=None if speed is None else speed.prefill_tok_s,
         forecast_source="" if speed is None else speed.source,
     )
 
 
-def machine_row(fit: MachineFit) -> MachineRow:
+class _Decode(NamedTuple):
+    """Decode speeds of a use that decodes."""
+
+    burst: SpeedRange | None = None
+    sustained: SpeedRange | None = None
+    full: SpeedRange | None = None
+
+    @classmethod
+    def of(cls, forecast: Forecast, use: Use) -> "_Decode":
+        if forecast.speed is None or use is Use.EMBED:
+            return cls()
+        return cls(
+            forecast.speed.decode_tok_s,
+            forecast.sustained_decode_tok_s,
+            forecast.full_decode_tok_s,
+        )
+
+
+def machine_row(fit: MachineFit, use: Use) -> MachineRow:
     """One machine's line."""
-    speed = fit.forecast.speed
+    speed, decode = fit.forecast.speed, _Decode.of(fit.forecast, use)
     return MachineRow(
         machine=fit.machine.name,
         ram_bytes=fit.machine.ram_bytes,
@@ -179,9 +213,9 @@ def machine_row(fit: MachineFit) -> MachineRow:
         footprint_bytes=fit.plan.memory.total_bytes,
         budget_bytes=fit.grant.budget_bytes,
         kv_type=_kv_type(fit.plan),
-        decode_tok_s=None if speed is None else speed.decode_tok_s,
-        sustained_decode_tok_s=fit.forecast.sustained_decode_tok_s,
-        full_decode_tok_s=fit.forecast.full_decode_tok_s,
+        decode_tok_s=decode.burst,
+        sustained_decode_tok_s=decode.sustained,
+        full_decode_tok_s=decode.full,
         prefill_tok_s=None if speed is None else speed.prefill_tok_s,
         band=fit.band,
     )
@@ -204,29 +238,30 @@ def print_models(report: ModelsReport) -> None:
             row.best.quant,
             gib(row.best.footprint_bytes),
             row.best.verdict.value,
-            _expected(row.best.decode_tok_s),
-            "-" if row.band_tok_s is None else f"{row.band_tok_s:.3g}",
+            *(() if report.use is Use.EMBED else (_expected(row.best.decode_tok_s),)),
+            "-" if row.band_tok_s is None else _figure(row.band_tok_s),
             "-" if row.band is None else row.band.value,
             row.best.quality_cost.removesuffix(f" ({MEASURED_ON})"),
         )
         for place, row in enumerate(report.models, start=1)
     ]
-    print_table(head, rows, right=frozenset({0, 3, 5, 6}))
+    print_table(head, rows, right=frozenset({0, 3, 5, head.index("speed") - 1}))
     for place, row in enumerate(report.models, start=1):
         typer.echo(f"{place}. {row.model} ({row.license}), {row.best.pull}: {row.reason}.")
-    context = report.models[0].best.context_tokens if report.models else 0
     typer.echo(
         f"{len(report.models)} of {report.num_models} models for {report.use.value} at "
-        f"{context} tokens of context; speeds are forecasts"
+        f"{report.context_tokens} tokens of context, or a model's own where that is shorter; "
+        "speeds are forecasts"
     )
+    _print_notes(report.notes)
 
 
 def print_machines(report: MachinesReport) -> None:
     """Print the machines that hold a model."""
     least = ", ".join(f"{what} from {gib(size)}" for what, size in report.least_ram_bytes.items())
     typer.echo(
-        f"{report.model} in {report.quant} takes {gib(report.footprint_bytes)} with "
-        f"{report.context_tokens} tokens of context: {least}"
+        f"{report.model} in {report.quant or report.engine} takes {gib(report.footprint_bytes)} "
+        f"with {report.context_tokens} tokens of context: {least}"
     )
     head = ("machine", "memory", "verdict", "tok/s", "warm", "prefill", "speed")
     rows = [
@@ -243,6 +278,12 @@ def print_machines(report: MachinesReport) -> None:
     ]
     print_table(head, rows, right=frozenset({1, 3, 4, 5}))
     typer.echo(f"{len(report.machines)} of {report.num_machines} machines; speeds are forecasts")
+    _print_notes(report.notes)
+
+
+def _print_notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}")
 
 
 def _kv_type(plan: Plan) -> str:
@@ -251,4 +292,9 @@ def _kv_type(plan: Plan) -> str:
 
 
 def _expected(speed: SpeedRange | None) -> str:
-    return "-" if speed is None else f"{speed.expected:.3g}"
+    return "-" if speed is None else _figure(speed.expected)
+
+
+def _figure(tok_s: float) -> str:
+    """Three digits, or all of a larger number's."""
+    return f"{tok_s:,.0f}" if tok_s >= 1000 else f"{tok_s:.3g}"

@@ -14,7 +14,10 @@ from typing import Any
 
 import msgspec
 
-from brim.errors import NotFound
+from brim.core.model import ModelSpec
+from brim.errors import InvalidRequest, NotFound
+from brim.registry.config_json import spec_from_config
+from brim.registry.quants import parse_quant
 
 DEFAULT_QUANTS = {"chat": "Q4_K_M", "long": "Q4_K_M", "code": "Q6_K", "embed": "F16"}
 """Where nobody asks for another: half a model's worth of bits is the field's usual choice for chat,
@@ -67,8 +70,19 @@ class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         wanted = (DEFAULT_QUANTS[self.uses[0]], *FALLBACK_QUANTS)
         return next((q for q in wanted if q in self.gguf_quants), self.gguf_quants[-1])
 
+    def spec(self, quant: str, name: str) -> ModelSpec:
+        """The model as large as a quant's recipe makes it, under the name that clients will use.
+
+        Raises:
+            InvalidRequest: No quant is called so.
+        """
+        spec = spec_from_config(self.config, quant=quant, name=name)
+        # Some configs leave room for more positions than the model was trained on.
+        context_tokens = min(self.context_tokens, spec.trained_context_tokens)
+        return msgspec.structs.replace(spec, trained_context_tokens=context_tokens)
+
     def pull_name(self, quant: str) -> str:
-        """What `brim serve -m` takes to load it in one of its quants.
+        """Where the hub has it in one of its quants; GGUF ones are what `brim serve -m` takes.
 
         Example:
             >>> find("qwen3:8b")[0].pull_name("Q6_K")
@@ -176,15 +190,17 @@ def quality_cost(quant: str) -> str:
     return "not published"
 
 
-def find(name: str) -> tuple[CatalogueEntry, str]:
-    """The model that a name means, and its quant: the one named, or the model's default.
+def find(name: str, quant: str | None = None) -> tuple[CatalogueEntry, str]:
+    """The model that a name means, and its quant: the one asked for, or the model's default.
 
     Args:
         name: 'Qwen3-8B', 'qwen3:8b', each also with a quant behind it: 'Qwen3-8B:Q6_K',
             'qwen3:8b-q8_0', 'Qwen3-8B-MLX-4bit'.  Case, '_' and spaces do not matter.
+        quant: One asked for beside the name, published or not.
 
     Raises:
         NotFound: No model has that name, or not in that quant; the message gives the nearest.
+        InvalidRequest: The name has another quant behind it than `quant`, which may be unknown.
 
     Example:
         >>> entry, quant = find("qwen3:8b")
@@ -193,6 +209,16 @@ def find(name: str) -> tuple[CatalogueEntry, str]:
         >>> find("Qwen3-8B-Q6_K")[1]
         'Q6_K'
     """
+    entry, named = _find(name)
+    if quant is None:
+        return entry, named
+    # A default that was named looks like one that was not, and gives way like that.
+    if parse_quant(quant) != parse_quant(named) and named != entry.default_quant:
+        raise InvalidRequest(f"{name:.100} names a quant already; leave {quant:.40} out")
+    return entry, quant
+
+
+def _find(name: str) -> tuple[CatalogueEntry, str]:
     asked = _plain(name)
     known = _names()
     if asked in known:

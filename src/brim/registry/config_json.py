@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from brim.core.model import ModelSpec
-from brim.registry.blueprint import Blueprint
+from brim.registry.config_layout import ConfigLayout
 from brim.registry.config_reader import Config
 from brim.registry.describe import GgufModel
+from brim.registry.families import has_merges
 from brim.registry.gguf_header import TensorInfo
-from brim.registry.gguf_keys import GgufKeys
+from brim.registry.gguf_keys import MERGES, GgufKeys
 from brim.registry.quants import MlxQuant, Model, gguf_tensors, mlx_tensors, parse_quant
 
 
@@ -33,28 +34,33 @@ def spec_from_config(config: Mapping[str, Any], *, quant: str, name: str) -> Mod
     """
     wanted = parse_quant(quant)
     reader = Config(config, name)
-    blueprint = Blueprint(reader)
-    tensors = _tensors(blueprint, wanted)
-    keys = GgufKeys(f"the config of {name}", blueprint.metadata)
+    layout = ConfigLayout(reader)
+    tensors = _tensors(layout, wanted)
+    keys = GgufKeys(f"the config of {name}", layout.metadata)
     word = wanted.name if isinstance(wanted, MlxQuant) else wanted
     digest = hashlib.blake2b(reader.digest_text() + word.encode(), digest_size=16)
     spec = GgufModel(keys, tensors).spec(name, paths=(), fingerprint=digest.hexdigest())
+    widths = dict(spec.widths)
+    # How many merges a byte-pair vocabulary has stands in no config; none is another statement.
+    if has_merges(spec.architecture, spec.vocab_size):
+        del widths[MERGES]
     return msgspec.structs.replace(
         spec,
         format="safetensors" if isinstance(wanted, MlxQuant) else "gguf",
         quant=word,
+        widths=widths,
         is_estimated=True,
     )
 
 
-def _tensors(blueprint: Blueprint, quant: str | MlxQuant) -> list[TensorInfo]:
+def _tensors(layout: ConfigLayout, quant: str | MlxQuant) -> list[TensorInfo]:
     if isinstance(quant, MlxQuant):
-        return mlx_tensors(blueprint.shapes, quant)
+        return mlx_tensors(layout.shapes, quant)
     model = Model(
-        architecture=blueprint.family.architecture,
-        num_layers=blueprint.num_layers,
-        num_experts=blueprint.num_experts,
-        num_heads=blueprint.num_heads,
-        num_kv_heads=blueprint.num_kv_heads,
+        architecture=layout.family.architecture,
+        num_layers=layout.num_layers,
+        num_experts=layout.num_experts,
+        num_heads=layout.num_heads,
+        num_kv_heads=layout.num_kv_heads,
     )
-    return gguf_tensors(blueprint.shapes, quant, model)
+    return gguf_tensors(layout.shapes, quant, model)

@@ -92,8 +92,7 @@ def split_parts(path: Path) -> list[Path]:
     if match is None or not path.exists():
         return [path]
     count, suffix = int(match["count"]), path.suffix
-    if not 1 <= int(match["number"]) <= count <= MAX_PARTS:
-        raise ModelFileError(f"{path} is numbered {match['number']} of {count}; rename the parts")
+    check_part(str(path), int(match["number"]), count)
     names = (f"{match['stem']}-{number:05}-of-{count:05}{suffix}" for number in range(1, count + 1))
     parts = [path.with_name(name) for name in names]
     if missing := [part.name for part in parts if not part.exists()]:
@@ -102,6 +101,16 @@ def split_parts(path: Path) -> list[Path]:
             "put all parts into one directory"
         )
     return parts
+
+
+def check_part(where: str, number: int, count: int) -> None:
+    """Refuse a part whose name gives it a number that no part has.
+
+    Raises:
+        ModelFileError: It is not among the parts, or they are too many.
+    """
+    if not 1 <= number <= count <= MAX_PARTS:
+        raise ModelFileError(f"{where} is numbered {number} of {count}; rename the parts")
 
 
 def _check_split(headers: Sequence[GgufHeader]) -> None:

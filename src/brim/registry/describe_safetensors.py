@@ -66,14 +66,17 @@ def describe_tensors(
         num_experts=spec.num_experts,
         num_active_experts=spec.num_active_experts,
     )
+    # A number of 32 bits holds several parameters, and only MLX's packing says here how many.
+    is_counted = packing.default is not None or all(t.dtype != "I32" for t in tensors.values())
+    counted = sums if is_counted else spec
     return msgspec.structs.replace(
         spec,
         paths=paths,
         fingerprint=_fingerprint(config, tensors),
-        num_parameters=sums.num_parameters,
+        num_parameters=counted.num_parameters,
         weights_bytes=sums.weights_bytes,
         active_bytes=sums.active_bytes,
-        active_parameters=sums.active_parameters,
+        active_parameters=counted.active_parameters,
         matrix_bytes=sums.matrix_bytes,
         embedding_bytes=sums.embedding_bytes,
         quant=packing.default.name if packing.default else _most(weights),

@@ -102,6 +102,26 @@ FAMILIES = {
 """`model_type` -> family."""
 
 
+WITHOUT_MERGES = frozenset({
+    "gemma", "gemma2", "gemma3", "gemma3n", "bert", "nomic-bert",
+})  # fmt: skip
+"""Architectures whose vocabularies are SentencePiece's or WordPiece's: no merges in a GGUF file."""
+
+MAX_PIECES = 33_000
+"""Up to here a vocabulary is taken for SentencePiece's too: Llama 2, Mixtral and Phi-3 have 32,000
+to 32,768 tokens.  Byte-pair vocabularies as small have so few merges that it does not matter."""
+
+
+def has_merges(architecture: str, vocab_size: int) -> bool:
+    """Whether a model's GGUF file holds a byte-pair vocabulary with its merges."""
+    return architecture not in WITHOUT_MERGES and vocab_size > MAX_PIECES
+
+
+def is_listed(architecture: str) -> bool:
+    """Whether llama.cpp's name is one of a listed family, whose shape is not guessed."""
+    return any(family.architecture == architecture for family in FAMILIES.values())
+
+
 def family_of(model_type: str) -> Family:
     """The family of a `model_type`; one that is not listed is taken for a plain transformer."""
     return FAMILIES.get(model_type) or Family(model_type.replace("_", ""))

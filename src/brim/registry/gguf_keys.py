@@ -13,6 +13,9 @@ MAX_LENGTH = 1 << 24
 65,536 values and windows of 10 M tokens; the bound keeps every product of two within 64 bits."""
 
 
+MERGES = "tokenizer.ggml.merges"
+
+
 class GgufKeys:
     """Metadata whose keys begin with the architecture's name.
 
@@ -41,8 +44,8 @@ class GgufKeys:
         And how many merges the tokenizer has, whose tables take memory.
         """
         prefix = f"{self.architecture}."
-        merges = self.metadata.get("tokenizer.ggml.merges")
-        return {"tokenizer.ggml.merges": merges.length if isinstance(merges, GgufArray) else 0} | {
+        merges = self.metadata.get(MERGES)
+        return {MERGES: merges.length if isinstance(merges, GgufArray) else 0} | {
             key.removeprefix(prefix): value
             for key, value in self.metadata.items()
             if key.startswith(prefix)

@@ -11,10 +11,10 @@ huggingface_hub is imported where it is used: importing it takes longer than sta
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import brim
 from brim.core.model import ModelSpec
@@ -29,7 +29,7 @@ from brim.errors import (
 from brim.registry import remote
 from brim.registry.config_json import spec_from_config
 from brim.registry.describe import SPLIT_NAME, describe_gguf
-from brim.registry.hub_choice import NOT_MODELS, HubFile, choose
+from brim.registry.hub_choice import NOT_MODELS, HubFile, choose, has_gguf
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,6 +44,17 @@ INFO_TIMEOUT_S = 10.0
 
 KEPT_FREE_BYTES = 1 << 30
 """Left free on the disk by a download: a full disk stops more than brim."""
+
+
+class Located(NamedTuple):
+    """Where a repository's model can be read without downloading it."""
+
+    files: remote.RemoteFiles
+    """Open while it is in use."""
+    gguf: tuple[str, ...]
+    """The chosen GGUF file or all its parts in order; empty where the repository has none."""
+    names: frozenset[str]
+    """All files of the repository."""
 
 
 class Hub:
@@ -103,22 +114,40 @@ class Hub:
             Unauthorized: The repository wants a login or an accepted licence.
             ModelFileError: A header is damaged, or of no language model.
         """
+        with self.locate(repo_id, quant) as found:
+            if isinstance(found, Path):
+                return describe_gguf(found, name)
+            if found.gguf:
+                return remote.describe_gguf_at(found.files, found.gguf, name=name)
+            name = name or repo_id.partition("/")[2].lower()
+            if quant is not None:
+                config = remote.remote_json(found.files, "config.json")
+                return spec_from_config(config, quant=quant, name=name)
+            return remote.describe_safetensors_at(found.files, found.names, name=name)
+
+    @contextmanager
+    def locate(self, repo_id: str, quant: str | None = None) -> Iterator[Path | Located]:
+        """Where the repository's model lies: a GGUF file in the cache, or files on the hub.
+
+        Args:
+            repo_id: `ORG/REPO`.
+            quant: As in `fetch`; ignored for a repository without GGUF files.
+
+        Raises:
+            BrimError: As `fetch`, but for what a transfer raises.
+        """
         found = self._find(repo_id, quant)
         if isinstance(found, Path):
-            return describe_gguf(found, name)
+            yield found
+            return
         commit, files = found
+        parts = choose(files, quant, f"hf:{repo_id}") if has_gguf(files) else []
+        gguf = tuple(file.name for file in parts)
+        if gguf and (cached := self._cached(repo_id, gguf, commit)):
+            yield cached
+            return
         with self._remote(repo_id, commit) as source:
-            if not any(file.name.lower().endswith(".gguf") for file in files):
-                name = name or repo_id.partition("/")[2].lower()
-                if quant is not None:
-                    config = remote.remote_json(source, "config.json")
-                    return spec_from_config(config, quant=quant, name=name)
-                names = {file.name for file in files}
-                return remote.describe_safetensors_at(source, names, name=name)
-            parts = [file.name for file in choose(files, quant, f"hf:{repo_id}")]
-            if cached := self._cached(repo_id, parts, commit):
-                return describe_gguf(cached, name)
-            return remote.describe_gguf_at(source, parts, name=name)
+            yield Located(source, gguf, frozenset(file.name for file in files))
 
     def cached_files(self, repo_id: str | None = None) -> list[tuple[str, Path]]:
         """(repository, path) of cached GGUF files, one for each model, without asking the hub.
@@ -173,7 +202,7 @@ class Hub:
         headers = build_hf_headers(library_name="brim", library_version=brim.__version__)
         return remote.RemoteFiles(f"hf:{repo_id}", base.rstrip("/") + "/", headers)
 
-    def _cached(self, repo_id: str, parts: list[str], commit: str) -> Path | None:
+    def _cached(self, repo_id: str, parts: Sequence[str], commit: str) -> Path | None:
         """The first part, where all are in the cache."""
         from huggingface_hub import try_to_load_from_cache
 

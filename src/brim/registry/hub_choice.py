@@ -1,6 +1,7 @@
 """Which file of a repository is meant: quants are found by file name, as publishers write them."""
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -25,6 +26,11 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True):
     """None for a file that is not in LFS storage."""
 
 
+def has_gguf(files: Iterable[HubFile]) -> bool:
+    """Whether a GGUF model is among them; what only goes with one (a projector) does not count."""
+    return bool(_groups(files))
+
+
 def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubFile]:
     """The file, or all parts of the split one, that `quant` names among a repository's files.
 
@@ -32,7 +38,7 @@ def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubF
         files: All files of the repository.
         quant: A quant's name or a file's; None takes the first of PREFERRED_QUANTS that is there,
             or the only model.
-        reference: What the user wrote, for the message.
+        reference: What the user wrote, for the message: `hf:ORG/REPO` or a directory.
 
     Raises:
         NotFound: Nothing matches; the message lists what exists.
@@ -53,15 +59,15 @@ def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubF
         matches = list(groups)
     if not matches:
         asked = f"no quant {quant}" if quant else f"none of {', '.join(PREFERRED_QUANTS)}"
-        raise NotFound(f"{reference} has {asked}; it has {_listed(groups)}: {_how_to_name()}")
+        raise NotFound(f"{reference} has {asked}; it has {_listed(groups)}: {_ways(reference)}")
     if len(matches) > 1:
         raise InvalidRequest(
-            f"{reference} has several files for {wanted}: {_listed(matches)}; {_how_to_name()}"
+            f"{reference} has several files for {wanted}: {_listed(matches)}; {_ways(reference)}"
         )
     return _complete(groups[matches[0]], reference)
 
 
-def _groups(files: list[HubFile]) -> dict[str, list[HubFile]]:
+def _groups(files: Iterable[HubFile]) -> dict[str, list[HubFile]]:
     """GGUF models by path without number and suffix."""
     groups: dict[str, list[HubFile]] = {}
     for file in sorted(files, key=lambda file: file.name):
@@ -101,5 +107,7 @@ def _listed(groups: list[str] | dict[str, list[HubFile]], most: int = 12) -> str
     return ", ".join(f"{name}.gguf" for name in names[:most]) + more
 
 
-def _how_to_name() -> str:
-    return "name one as hf:ORG/REPO:QUANT or hf:ORG/REPO:FILE"
+def _ways(reference: str) -> str:
+    if reference.startswith("hf:"):
+        return "name one as hf:ORG/REPO:QUANT or hf:ORG/REPO:FILE"
+    return "name one as DIRECTORY:QUANT or by its path"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from brim.registry.config_reader import Config
 
 if TYPE_CHECKING:
-    from brim.registry.blueprint import Blueprint
+    from brim.registry.config_layout import ConfigLayout
 
 KINDS = {
     "full_attention": "attention", "sliding_attention": "attention",
@@ -68,72 +68,74 @@ def num_shared_kv(config: Config) -> int:
     return config.number("num_kv_shared_layers", default=0)
 
 
-def head_dim(blueprint: "Blueprint") -> int:
+def head_dim(layout: "ConfigLayout") -> int:
     """Width of one head."""
-    default = blueprint.hidden_size // max(1, blueprint.num_heads)
-    return blueprint.config.number("head_dim", "attention_head_dim", default=default)
+    default = layout.hidden_size // max(1, layout.num_heads)
+    return layout.config.number("head_dim", "attention_head_dim", default=default)
 
 
-def is_windowed(blueprint: "Blueprint", layer: int) -> bool:
+def is_windowed(layout: "ConfigLayout", layer: int) -> bool:
     """Whether the config says that the layer looks back a window only."""
-    types = blueprint.config.words("layer_types")
+    types = layout.config.words("layer_types")
     if types is not None:
         return layer < len(types) and types[layer] in ("sliding_attention", "chunked_attention")
-    period = blueprint.config.number("sliding_window_pattern", default=0)
+    period = layout.config.number("sliding_window_pattern", default=0)
     return period > 0 and layer % period < period - 1
 
 
 # --- mixers ------------------------------------------------------------------------------------
 
 
-def attention(b: "Blueprint", layer: int) -> None:
+def attention(layout: "ConfigLayout", layer: int) -> None:
     """Queries, keys and values of several heads, whichever of them share keys."""
-    hidden, blk = b.hidden_size, f"blk.{layer}"
-    width, kv_heads = _heads_of_layer(b, layer)
-    query, kv = b.num_heads * width, kv_heads * width
-    if b.family.is_qkv_fused:
-        b.add(f"{blk}.attn_qkv", hidden, query + 2 * kv)
+    hidden, blk = layout.hidden_size, f"blk.{layer}"
+    width, kv_heads = _heads_of_layer(layout, layer)
+    query, kv = layout.num_heads * width, kv_heads * width
+    if layout.family.is_qkv_fused:
+        layout.add(f"{blk}.attn_qkv", hidden, query + 2 * kv)
     else:
-        b.add(f"{blk}.attn_q", hidden, query * (2 if b.family.has_query_gate else 1))
-        is_shared = layer >= b.num_layers - num_shared_kv(b.config)
-        if not (is_shared and b.family.architecture == "gemma4"):
-            b.add(f"{blk}.attn_k", hidden, kv)
+        layout.add(f"{blk}.attn_q", hidden, query * (2 if layout.family.has_query_gate else 1))
+        is_shared = layer >= layout.num_layers - num_shared_kv(layout.config)
+        if not (is_shared and layout.family.architecture == "gemma4"):
+            layout.add(f"{blk}.attn_k", hidden, kv)
             # Gemma 4's largest take the keys for values where everything is seen.
-            if not (b.config.flag("attention_k_eq_v") and not is_windowed(b, layer)):
-                b.add(f"{blk}.attn_v", hidden, kv)
-    b.add(f"{blk}.attn_output", query, hidden)
+            if not (layout.config.flag("attention_k_eq_v") and not is_windowed(layout, layer)):
+                layout.add(f"{blk}.attn_v", hidden, kv)
+    layout.add(f"{blk}.attn_output", query, hidden)
 
 
-def _heads_of_layer(b: "Blueprint", layer: int) -> tuple[int, int]:
+def _heads_of_layer(layout: "ConfigLayout", layer: int) -> tuple[int, int]:
     """Width and number of a layer's KV heads; Gemma 4 has others where everything is seen."""
-    if b.family.architecture != "gemma4" or is_windowed(b, layer):
-        return head_dim(b), b.config.for_layer(
-            layer, "num_key_value_heads", default=b.num_kv_heads
-        ) or b.num_kv_heads
-    width = b.config.number("global_head_dim", default=0) or head_dim(b)
-    return width, b.config.number("num_global_key_value_heads", default=0) or b.num_kv_heads
+    if layout.family.architecture != "gemma4" or is_windowed(layout, layer):
+        return head_dim(layout), layout.config.for_layer(
+            layer, "num_key_value_heads", default=layout.num_kv_heads
+        ) or layout.num_kv_heads
+    width = layout.config.number("global_head_dim", default=0) or head_dim(layout)
+    return width, layout.config.number(
+        "num_global_key_value_heads", default=0
+    ) or layout.num_kv_heads
 
 
-def mla(b: "Blueprint", layer: int) -> None:
+def mla(layout: "ConfigLayout", layer: int) -> None:
     """Attention over one compressed vector for each token (DeepSeek's MLA)."""
-    config, hidden, blk = b.config, b.hidden_size, f"blk.{layer}"
+    config, hidden, blk = layout.config, layout.hidden_size, f"blk.{layer}"
     rank, rope, nope, value = _mla_sizes(config)
-    query = b.num_heads * (nope + rope)
+    query = layout.num_heads * (nope + rope)
     query_rank = config.number("q_lora_rank", default=0)
     if query_rank:
-        b.add(f"{blk}.attn_q_a", hidden, query_rank)
-        b.add(f"{blk}.attn_q_b", query_rank, query)
+        layout.add(f"{blk}.attn_q_a", hidden, query_rank)
+        layout.add(f"{blk}.attn_q_b", query_rank, query)
     else:
-        b.add(f"{blk}.attn_q", hidden, query)
-    b.add(f"{blk}.attn_kv_a_mqa", hidden, rank + rope)
-    b.add(f"{blk}.attn_k_b", nope, rank, b.num_heads)
-    b.add(f"{blk}.attn_v_b", rank, value, b.num_heads)
-    b.add(f"{blk}.attn_output", b.num_heads * value, hidden)
+        layout.add(f"{blk}.attn_q", hidden, query)
+    layout.add(f"{blk}.attn_kv_a_mqa", hidden, rank + rope)
+    layout.add(f"{blk}.attn_k_b", nope, rank, layout.num_heads)
+    layout.add(f"{blk}.attn_v_b", rank, value, layout.num_heads)
+    layout.add(f"{blk}.attn_output", layout.num_heads * value, hidden)
     if index := config.number("index_head_dim", default=0):
-        b.add(f"{blk}.indexer.attn_k", hidden, index)
+        layout.add(f"{blk}.indexer.attn_k", hidden, index)
         heads = config.number("index_n_heads")
-        b.add(f"{blk}.indexer.attn_q_b", query_rank, heads * index)
-        b.add(f"{blk}.indexer.proj", hidden, heads)
+        layout.add(f"{blk}.indexer.attn_q_b", query_rank, heads * index)
+        layout.add(f"{blk}.indexer.proj", hidden, heads)
 
 
 def _mla_sizes(config: Config) -> tuple[int, int, int, int]:
@@ -142,19 +144,19 @@ def _mla_sizes(config: Config) -> tuple[int, int, int, int]:
     return rank, rope, nope, value
 
 
-def delta(b: "Blueprint", layer: int) -> None:
+def delta(layout: "ConfigLayout", layer: int) -> None:
     """Gated delta net (Qwen3-Next, Qwen3.5)."""
-    hidden, blk = b.hidden_size, f"blk.{layer}"
-    key, value, value_heads, kernel = _delta_sizes(b.config)
-    b.add(f"{blk}.attn_qkv", hidden, 2 * key + value)
-    b.add(f"{blk}.attn_gate", hidden, value)
-    b.add(f"{blk}.ssm_conv1d", kernel, 2 * key + value)
-    if b.family.architecture == "qwen3next":
-        b.add(f"{blk}.ssm_ba", hidden, 2 * value_heads)
+    hidden, blk = layout.hidden_size, f"blk.{layer}"
+    key, value, value_heads, kernel = _delta_sizes(layout.config)
+    layout.add(f"{blk}.attn_qkv", hidden, 2 * key + value)
+    layout.add(f"{blk}.attn_gate", hidden, value)
+    layout.add(f"{blk}.ssm_conv1d", kernel, 2 * key + value)
+    if layout.family.architecture == "qwen3next":
+        layout.add(f"{blk}.ssm_ba", hidden, 2 * value_heads)
     else:
-        b.add(f"{blk}.ssm_alpha", hidden, value_heads)
-        b.add(f"{blk}.ssm_beta", hidden, value_heads)
-    b.add(f"{blk}.ssm_out", value, hidden)
+        layout.add(f"{blk}.ssm_alpha", hidden, value_heads)
+        layout.add(f"{blk}.ssm_beta", hidden, value_heads)
+    layout.add(f"{blk}.ssm_out", value, hidden)
 
 
 def _delta_sizes(config: Config) -> tuple[int, int, int, int]:
@@ -168,47 +170,53 @@ def _delta_sizes(config: Config) -> tuple[int, int, int, int]:
     )
 
 
-def conv(b: "Blueprint", layer: int) -> None:
+def conv(layout: "ConfigLayout", layer: int) -> None:
     """Short convolution with gates (LFM2)."""
-    hidden, blk = b.hidden_size, f"blk.{layer}.shortconv"
-    b.add(f"{blk}.conv", b.config.number("conv_L_cache"), hidden)
-    b.add(f"{blk}.in_proj", hidden, 3 * hidden)
-    b.add(f"{blk}.out_proj", hidden, hidden)
+    hidden, blk = layout.hidden_size, f"blk.{layer}.shortconv"
+    layout.add(f"{blk}.conv", layout.config.number("conv_L_cache"), hidden)
+    layout.add(f"{blk}.in_proj", hidden, 3 * hidden)
+    layout.add(f"{blk}.out_proj", hidden, hidden)
 
 
-def mamba1(b: "Blueprint", layer: int) -> None:
+def mamba1(layout: "ConfigLayout", layer: int) -> None:
     """Selective state space of Mamba."""
-    hidden, blk, state = b.hidden_size, f"blk.{layer}", b.config.number("state_size", "d_state")
-    inner, rank = _mamba1_sizes(b)
-    b.add(f"{blk}.ssm_in", hidden, 2 * inner)
-    b.add(f"{blk}.ssm_conv1d", b.config.number("conv_kernel", default=4), inner)
-    b.add(f"{blk}.ssm_x", inner, rank + 2 * state)
-    b.add(f"{blk}.ssm_dt", rank, inner)
-    b.shapes.append((f"{blk}.ssm_a", (state, inner)))
-    b.add(f"{blk}.ssm_out", inner, hidden)
+    hidden, blk, state = (
+        layout.hidden_size,
+        f"blk.{layer}",
+        layout.config.number("state_size", "d_state"),
+    )
+    inner, rank = _mamba1_sizes(layout)
+    layout.add(f"{blk}.ssm_in", hidden, 2 * inner)
+    layout.add(f"{blk}.ssm_conv1d", layout.config.number("conv_kernel", default=4), inner)
+    layout.add(f"{blk}.ssm_x", inner, rank + 2 * state)
+    layout.add(f"{blk}.ssm_dt", rank, inner)
+    layout.shapes.append((f"{blk}.ssm_a", (state, inner)))
+    layout.add(f"{blk}.ssm_out", inner, hidden)
 
 
-def _mamba1_sizes(b: "Blueprint") -> tuple[int, int]:
-    expand = b.config.number("expand", default=2)
-    inner = b.config.number("intermediate_size", "d_inner", default=expand * b.hidden_size)
-    rank = b.config.items.get("time_step_rank")
-    default = -(-b.hidden_size // 16)
-    return inner, default if rank in ("auto", None) else b.config.number("time_step_rank")
+def _mamba1_sizes(layout: "ConfigLayout") -> tuple[int, int]:
+    expand = layout.config.number("expand", default=2)
+    inner = layout.config.number(
+        "intermediate_size", "d_inner", default=expand * layout.hidden_size
+    )
+    rank = layout.config.items.get("time_step_rank")
+    default = -(-layout.hidden_size // 16)
+    return inner, default if rank in ("auto", None) else layout.config.number("time_step_rank")
 
 
-def mamba2(b: "Blueprint", layer: int) -> None:
+def mamba2(layout: "ConfigLayout", layer: int) -> None:
     """State space with heads, of Mamba 2 and the hybrids."""
-    hidden, blk = b.hidden_size, f"blk.{layer}"
-    heads, inner, groups, state, kernel = _mamba2_sizes(b)
+    hidden, blk = layout.hidden_size, f"blk.{layer}"
+    heads, inner, groups, state, kernel = _mamba2_sizes(layout)
     convolved = inner + 2 * groups * state
-    b.add(f"{blk}.ssm_in", hidden, inner + convolved + heads)
-    b.add(f"{blk}.ssm_conv1d", kernel, convolved)
-    b.add(f"{blk}.ssm_out", inner, hidden)
+    layout.add(f"{blk}.ssm_in", hidden, inner + convolved + heads)
+    layout.add(f"{blk}.ssm_conv1d", kernel, convolved)
+    layout.add(f"{blk}.ssm_out", inner, hidden)
 
 
-def _mamba2_sizes(b: "Blueprint") -> tuple[int, int, int, int, int]:
+def _mamba2_sizes(layout: "ConfigLayout") -> tuple[int, int, int, int, int]:
     """Heads, width of all heads, groups, state and convolution length."""
-    config = b.config
+    config = layout.config
     heads = config.number("mamba_n_heads", "mamba_num_heads", "num_heads")
     width = config.number("mamba_d_head", "mamba_head_dim", "head_dim")
     return (
@@ -220,19 +228,19 @@ def _mamba2_sizes(b: "Blueprint") -> tuple[int, int, int, int, int]:
     )
 
 
-def kda(b: "Blueprint", layer: int) -> None:
+def kda(layout: "ConfigLayout", layer: int) -> None:
     """Kimi's delta attention."""
-    hidden, blk = b.hidden_size, f"blk.{layer}"
-    width, kernel = _kda_sizes(b.config)
-    inner = b.num_heads * width
+    hidden, blk = layout.hidden_size, f"blk.{layer}"
+    width, kernel = _kda_sizes(layout.config)
+    inner = layout.num_heads * width
     for name in ("q", "k", "v"):
-        b.add(f"{blk}.attn_{name}", hidden, inner)
-        b.add(f"{blk}.ssm_conv1d_{name}", kernel, inner)
+        layout.add(f"{blk}.attn_{name}", hidden, inner)
+        layout.add(f"{blk}.ssm_conv1d_{name}", kernel, inner)
     for name in ("f", "g"):
-        b.add(f"{blk}.ssm_{name}_a", hidden, width)
-        b.add(f"{blk}.ssm_{name}_b", width, inner)
-    b.add(f"{blk}.ssm_beta", hidden, b.num_heads)
-    b.add(f"{blk}.attn_output", inner, hidden)
+        layout.add(f"{blk}.ssm_{name}_a", hidden, width)
+        layout.add(f"{blk}.ssm_{name}_b", width, inner)
+    layout.add(f"{blk}.ssm_beta", hidden, layout.num_heads)
+    layout.add(f"{blk}.attn_output", inner, hidden)
 
 
 def _kda_sizes(config: Config) -> tuple[int, int]:
@@ -240,11 +248,11 @@ def _kda_sizes(config: Config) -> tuple[int, int]:
     return part.number("head_dim"), part.number("short_conv_kernel_size", default=4)
 
 
-def nothing(b: "Blueprint", layer: int) -> None:
+def nothing(layout: "ConfigLayout", layer: int) -> None:
     """A layer of a feed-forward alone."""
 
 
-MIXERS: dict[str, Callable[["Blueprint", int], None]] = {
+MIXERS: dict[str, Callable[["ConfigLayout", int], None]] = {
     "attention": attention, "mla": mla, "delta": delta, "conv": conv, "mamba1": mamba1,
     "mamba2": mamba2, "kda": kda, "mlp": nothing, "moe": nothing,
 }  # fmt: skip
@@ -253,72 +261,74 @@ MIXERS: dict[str, Callable[["Blueprint", int], None]] = {
 # --- keys --------------------------------------------------------------------------------------
 
 
-def describe_layers(b: "Blueprint", kinds: Sequence[str]) -> None:
+def describe_layers(layout: "ConfigLayout", kinds: Sequence[str]) -> None:
     """Add the keys from which KV and states of each layer follow."""
     used = {part for kind in kinds for part in kind.split("+")}
-    b.key("attention.head_count_kv", [_kv_heads(b, i, kind) for i, kind in enumerate(kinds)])
+    layout.key(
+        "attention.head_count_kv", [_kv_heads(layout, i, kind) for i, kind in enumerate(kinds)]
+    )
     if "mla" in used:
-        rank, rope, nope, value = _mla_sizes(b.config)
-        b.key("attention.key_length", rank + rope)
-        b.key("attention.value_length", rank)
-        b.key("attention.kv_lora_rank", rank)
-        b.key("attention.q_lora_rank", b.config.number("q_lora_rank", default=0))
-        b.key("rope.dimension_count", rope)
-        b.key("attention.key_length_mla", nope + rope)
-        b.key("attention.value_length_mla", value)
-        if index := b.config.number("index_head_dim", default=0):
-            b.key("attention.indexer.key_length", index)
+        rank, rope, nope, value = _mla_sizes(layout.config)
+        layout.key("attention.key_length", rank + rope)
+        layout.key("attention.value_length", rank)
+        layout.key("attention.kv_lora_rank", rank)
+        layout.key("attention.q_lora_rank", layout.config.number("q_lora_rank", default=0))
+        layout.key("rope.dimension_count", rope)
+        layout.key("attention.key_length_mla", nope + rope)
+        layout.key("attention.value_length_mla", value)
+        if index := layout.config.number("index_head_dim", default=0):
+            layout.key("attention.indexer.key_length", index)
     elif "attention" in used:
-        _describe_attention(b, len(kinds))
+        _describe_attention(layout, len(kinds))
     for kind in used.intersection(RECURRENT):
-        _describe_state(b, kind)
+        _describe_state(layout, kind)
 
 
-def _kv_heads(b: "Blueprint", layer: int, kind: str) -> int:
+def _kv_heads(layout: "ConfigLayout", layer: int, kind: str) -> int:
     if kind == "mla":
         return 1  # of one compressed vector
-    return _heads_of_layer(b, layer)[1] if "attention" in kind else 0
+    return _heads_of_layer(layout, layer)[1] if "attention" in kind else 0
 
 
-def _describe_attention(b: "Blueprint", num_layers: int) -> None:
-    config, width = b.config, head_dim(b)
-    windows = [is_windowed(b, i) for i in range(num_layers)]
-    if b.family.architecture == "gemma4":
-        b.key("attention.key_length_swa", width)
-        b.key("attention.value_length_swa", width)
-        b.key("attention.shared_kv_layers", num_shared_kv(config))
+def _describe_attention(layout: "ConfigLayout", num_layers: int) -> None:
+    config, width = layout.config, head_dim(layout)
+    windows = [is_windowed(layout, i) for i in range(num_layers)]
+    if layout.family.architecture == "gemma4":
+        layout.key("attention.key_length_swa", width)
+        layout.key("attention.value_length_swa", width)
+        layout.key("attention.shared_kv_layers", num_shared_kv(config))
         width = config.number("global_head_dim", default=0) or width
-    b.key("attention.key_length", width)
-    b.key("attention.value_length", width)
+    layout.key("attention.key_length", width)
+    layout.key("attention.value_length", width)
     tokens = config.number("sliding_window", "attention_chunk_size", default=0)
     if tokens:
-        b.key("attention.sliding_window", tokens)
+        layout.key("attention.sliding_window", tokens)
     if any(windows):
-        b.key("attention.sliding_window_pattern", windows)
+        layout.key("attention.sliding_window_pattern", windows)
 
 
-def _describe_state(b: "Blueprint", kind: str) -> None:
-    config = b.config
+def _describe_state(layout: "ConfigLayout", kind: str) -> None:
+    config = layout.config
     if kind == "conv":
-        b.key("shortconv.l_cache", config.number("conv_L_cache"))
+        layout.key("shortconv.l_cache", config.number("conv_L_cache"))
         return
     if kind == "kda":
         width, kernel = _kda_sizes(config)
-        b.key("kda.head_dim", width)
-        b.key("ssm.conv_kernel", kernel)
+        layout.key("kda.head_dim", width)
+        layout.key("ssm.conv_kernel", kernel)
         return
     if kind == "delta":
         _, inner, rank, kernel = _delta_sizes(config)
         state, groups = config.number("linear_key_head_dim"), config.number("linear_num_key_heads")
     elif kind == "mamba1":
-        inner, rank = _mamba1_sizes(b)
+        inner, rank = _mamba1_sizes(layout)
         kernel, state, groups = (
             config.number("conv_kernel", default=4), config.number("state_size", "d_state"), 0,
         )  # fmt: skip
     else:
-        rank, inner, groups, state, kernel = _mamba2_sizes(b)
-    b.key("ssm.time_step_rank", rank)
-    b.key("ssm.conv_kernel", kernel)
-    b.key("ssm.inner_size", inner)
-    b.key("ssm.state_size", state)
-    b.key("ssm.group_count", groups)
+        rank, inner, groups, state, kernel = _mamba2_sizes(layout)
+    layout.key("ssm.time_step_rank", rank)
+    layout.key("ssm.conv_kernel", kernel)
+    layout.key("ssm.inner_size", inner)
+    layout.key("ssm.state_size", state)
+    layout.key("ssm.group_count", groups)

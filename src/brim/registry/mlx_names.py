@@ -71,13 +71,17 @@ def packing_of(config: Mapping[str, Any]) -> Packing:
 def as_gguf(tensors: Mapping[str, SafeTensor], packing: Packing) -> list[TensorInfo]:
     """The checkpoint's weights under GGUF's names, each with its scales.
 
+    Scales of another packing than MLX's or FP8's (GPTQ, AWQ) stand as tensors of their own.
+
     Raises:
         ModelFileError: A packed matrix and its scales do not belong together.
     """
     scales = _scales_by_module(tensors.values())
+    owners = {name.removesuffix(".weight") for name in tensors}
+    alone = {s.name for module, own in scales.items() if module not in owners for s in own}
     found = []
     for name, tensor in tensors.items():
-        if name.endswith(SCALES):
+        if name.endswith(SCALES) and name not in alone:
             continue
         module = name.removesuffix(".weight")
         own = scales.get(module, [])

@@ -6,7 +6,7 @@ asked for is left after as many bytes as were wanted.
 """
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 import brim
 from brim.core.model import ModelSpec
 from brim.errors import ModelFileError, NotFound, Unauthorized
-from brim.registry.describe import MAX_PARTS, SPLIT_NAME, describe_headers, model_stem
+from brim.registry.describe import SPLIT_NAME, check_part, describe_headers, model_stem
 from brim.registry.describe_safetensors import describe_tensors
 from brim.registry.gguf_header import GgufHeader, parse_gguf_header
 from brim.registry.safetensors_header import (
+    INDEX,
     MAX_HEADER_BYTES,
+    SINGLE,
     SafeTensor,
     check_index,
     header_length,
@@ -52,13 +54,17 @@ class RemoteFiles:
         where: What the user named, for messages.
         base: Address that file names are appended to.
         headers: Sent with every request to it (a login); never to another host.
+        query: What follows each name, as in '?download=true'.
     """
 
-    def __init__(self, where: str, base: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, where: str, base: str, headers: dict[str, str] | None = None, *, query: str = ""
+    ) -> None:
         import httpx2
 
         self.where = where
         self.base = base
+        self.query = query
         agent = {"User-Agent": f"brim/{brim.__version__}", "Accept-Encoding": "identity"}
         self._client = httpx2.Client(
             headers=agent | (headers or {}), timeout=TIMEOUT_S, follow_redirects=True
@@ -80,7 +86,8 @@ class RemoteFiles:
         """
         span = f"bytes={start}-{start + num_bytes - 1}"
         with _as_sentences(self.where, name):
-            request = self._client.stream("GET", self.base + name, headers={"Range": span})
+            address = self.base + name + self.query
+            request = self._client.stream("GET", address, headers={"Range": span})
             with request as answer:
                 self._check(answer, name)
                 size = _whole_size(answer, start)
@@ -100,7 +107,7 @@ class RemoteFiles:
             ModelFileError: It is larger than `max_bytes`.
         """
         with _as_sentences(self.where, name):
-            with self._client.stream("GET", self.base + name) as answer:
+            with self._client.stream("GET", self.base + name + self.query) as answer:
                 self._check(answer, name)
                 data = _first(answer, max_bytes + 1)
         if len(data) > max_bytes:
@@ -111,6 +118,10 @@ class RemoteFiles:
         status = answer.status_code
         what = f"{name} of {self.where}" if name else self.where
         if status in (401, 403):
+            if not self.where.startswith("hf:"):
+                raise Unauthorized(
+                    f"the server refuses {what} (status {status}); download it and name the file"
+                )
             raise Unauthorized(
                 f"{self.where} wants you to log in or to accept its terms on its page: "
                 "hf auth login, or set HF_TOKEN"
@@ -121,17 +132,17 @@ class RemoteFiles:
             raise NotFound(f"{what} cannot be read: the server answers {status}; check the name")
 
 
-def describe_gguf_at(files: RemoteFiles, names: list[str], *, name: str | None) -> ModelSpec:
+def describe_gguf_at(files: RemoteFiles, names: Sequence[str], *, name: str | None) -> ModelSpec:
     """The GGUF model in one remote file, or in all parts of a split one, in order.
 
     Raises:
         BrimError: A file cannot be read, is damaged or no language model.
     """
-    headers = [_gguf_header(files, each) for each in names]
+    headers = [gguf_header_at(files, each)[0] for each in names]
     return describe_headers(headers, name or model_stem(posixpath.basename(names[0])).lower())
 
 
-def describe_safetensors_at(files: RemoteFiles, names: set[str], *, name: str) -> ModelSpec:
+def describe_safetensors_at(files: RemoteFiles, names: Collection[str], *, name: str) -> ModelSpec:
     """The safetensors model among a repository's files.
 
     Raises:
@@ -139,16 +150,18 @@ def describe_safetensors_at(files: RemoteFiles, names: set[str], *, name: str) -
     """
     config = remote_json(files, "config.json")
     tensors: dict[str, SafeTensor] = {}
-    index_name = "model.safetensors.index.json"
-    if index_name in names:
-        index = remote_json(files, index_name)
-        for part in parts_of_index(index, f"{index_name} of {files.where}"):
+    if INDEX in names:
+        index = remote_json(files, INDEX)
+        for part in parts_of_index(index, f"{INDEX} of {files.where}"):
             tensors |= _safetensors_header(files, part)
         check_index(index, tensors, files.where)
-    elif "model.safetensors" in names:
-        tensors = _safetensors_header(files, "model.safetensors")
+    elif SINGLE in names:
+        tensors = _safetensors_header(files, SINGLE)
     else:
-        raise NotFound(f"{files.where} has neither .gguf files nor model.safetensors")
+        raise NotFound(
+            f"{files.where} has neither .gguf files nor {SINGLE}; look for another repository of "
+            f"the model, or name a quant to plan its config for: {files.where}:Q4_K_M"
+        )
     return describe_tensors(config, tensors, name=name)
 
 
@@ -164,6 +177,9 @@ def remote_json(files: RemoteFiles, name: str) -> dict[str, Any]:
 def names_of_parts(name: str) -> list[str]:
     """All parts of the split file that `name` is a part of; the file alone if it is not split.
 
+    Raises:
+        ModelFileError: Its name says that it is a part which cannot be.
+
     Example:
         >>> names_of_parts("x-00002-of-00002.gguf")
         ['x-00001-of-00002.gguf', 'x-00002-of-00002.gguf']
@@ -171,31 +187,47 @@ def names_of_parts(name: str) -> list[str]:
     match = SPLIT_NAME.fullmatch(name)
     if match is None:
         return [name]
-    count = min(int(match["count"]), MAX_PARTS)
+    count = int(match["count"])
+    check_part(name, int(match["number"]), count)
     suffix = name[-5:]
     return [f"{match['stem']}-{i:05}-of-{match['count']}{suffix}" for i in range(1, count + 1)]
 
 
-def split_address(address: str) -> tuple[str, str]:
-    """An address up to its last '/', and the file's name with what follows it.
+def files_at(address: str) -> tuple[RemoteFiles, list[str]]:
+    """The GGUF file at an address with what lies beside it, and the names of all its parts.
 
     Raises:
         NotFound: It is no http address of a .gguf file.
+        ModelFileError: Its name says that it is a part which cannot be.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that hold no IPv6 address
+        parts = urlsplit("")
     if not parts.netloc or not parts.path.lower().endswith(".gguf"):
         raise NotFound(f"{address:.100} is no address of a .gguf file; give https://HOST/NAME.gguf")
-    base, slash, name = address.rpartition("/")
-    return base + slash, name
+    folder, _, name = parts.path.rpartition("/")
+    names = names_of_parts(name)
+    # A password before the host is sent and never shown.
+    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{folder}"
+    base = f"{parts.scheme}://{parts.netloc}{folder}/"
+    # The hub's own links for downloads end in a query, which every part needs.
+    query = f"?{parts.query}" if parts.query else ""
+    return RemoteFiles(where, base, query=query), names
 
 
-def _gguf_header(files: RemoteFiles, name: str) -> GgufHeader:
+def gguf_header_at(files: RemoteFiles, name: str) -> tuple[GgufHeader, bytes]:
+    """The header of a remote GGUF file, and the file's first bytes, at least up to its end.
+
+    Raises:
+        BrimError: The file cannot be read, is no GGUF file or damaged.
+    """
     where = f"{name} of {files.where}"
     data, size = files.read(name, 0, FIRST_BYTES)
     while True:
         header = parse_gguf_header(where, data, size)
         if header is not None:
-            return header
+            return header, data
         if len(data) >= min(size, MAX_GGUF_HEADER_BYTES):
             raise ModelFileError(f"{where} has a header of over {len(data)} bytes; is it a model?")
         more, again = files.read(name, len(data), len(data))

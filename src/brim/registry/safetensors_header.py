@@ -36,6 +36,10 @@ MAX_PARTS = 1_000
 """Files of one model; the largest published ones have under two hundred."""
 
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of a model in one piece, and the list of one in several."""
+
+
 class SafeTensor(msgspec.Struct, frozen=True):
     """Where one tensor of a checkpoint lies and what it is."""
 
@@ -57,6 +61,11 @@ class SafeTensor(msgspec.Struct, frozen=True):
         return self.num_elements * DTYPE_BITS[self.dtype] // 8
 
 
+def has_safetensors(names: Iterable[str]) -> bool:
+    """Whether a model is among a directory's files."""
+    return not {SINGLE, INDEX}.isdisjoint(names)
+
+
 def read_headers(model_dir: Path) -> dict[str, SafeTensor]:
     """All tensors of a model directory, whatever they are stored as.
 
@@ -64,7 +73,7 @@ def read_headers(model_dir: Path) -> dict[str, SafeTensor]:
         NotFound: The directory holds no safetensors model.
         ModelFileError: A file is damaged, cut short or missing.
     """
-    single, index = model_dir / "model.safetensors", model_dir / "model.safetensors.index.json"
+    single, index = model_dir / SINGLE, model_dir / INDEX
     if single.is_file():
         return read_safetensors(single)
     if not index.is_file():

@@ -16,8 +16,8 @@ from brim.registry.config_json import spec_from_config
 from brim.registry.describe import describe_gguf, model_stem
 from brim.registry.describe_safetensors import describe_directory
 from brim.registry.hub import REPOSITORY, Hub
-from brim.registry.hub_choice import HubFile, choose
-from brim.registry.safetensors_header import read_json
+from brim.registry.hub_choice import HubFile, choose, has_gguf
+from brim.registry.safetensors_header import has_safetensors, read_json
 
 DEMO_PATH = Path(__file__).parent / "data" / "demo.gguf"
 """The small model that comes with brim; docs/demo-model.md says what it is."""
@@ -121,26 +121,24 @@ def describe(
     if not reference.strip():
         raise NotFound(f"no model was named; give {DESCRIBED_FORMS}")
     if reference.startswith("hf:"):
-        return _describe_hub(reference, quant, name, hub or Hub())
-    if reference.startswith(("http://", "https://")):
-        return _describe_address(reference, name)
-    path = _existing(reference)
-    if path is None and quant is None and ":" in reference:
-        head, _, behind = reference.rpartition(":")
-        if (path := _existing(head)) is not None:
-            quant = behind
+        repo_id, quant = repository_and_quant(reference, quant)
+        return (hub or Hub()).describe(repo_id, quant, name)
+    path, quant = path_and_quant(reference, quant)
     if path is not None and path.is_dir():
         return _describe_directory(path, quant, name)
     if path is not None and path.suffix.lower() == ".json":
-        own = path.stem if path.stem != "config" else path.resolve().parent.name
-        return _from_config(path, quant, name or own.lower())
+        return _from_config(path, quant, name or name_of_config(path).lower())
     if path is not None and path.suffix.lower() == ".safetensors":
-        return _describe_directory(path.parent, quant, name)
-    if path is not None or reference in ("toy", "demo") or reference.lower().endswith(".gguf"):
+        return _describe_checkpoint(path.parent, quant, name)
+    is_address = reference.startswith(("http://", "https://"))
+    is_file = path is not None or reference.lower().endswith(".gguf")
+    if is_address or is_file or reference in ("toy", "demo"):
         if quant is not None:
             raise InvalidRequest(
-                f"{reference} has its own quant; leave {quant} out, or name a config.json"
+                f"{reference:.200} has its own quant; leave {quant} out, or name a config.json"
             )
+        if is_address:
+            return _describe_address(reference, name)
         return resolve(reference, name=name, hub=hub)
     return _from_catalogue(reference, quant, name)
 
@@ -156,6 +154,27 @@ def list_local(hub: Hub | None = None) -> list[LocalModel]:
     return found
 
 
+def path_and_quant(reference: str, quant: str | None) -> tuple[Path | None, str | None]:
+    """The file or directory that a user's word is the path of, and the quant asked for.
+
+    Args:
+        reference: A path, which may have `:QUANT` behind it where `quant` is None.
+        quant: The one asked for already.
+
+    Returns:
+        None for the path, and `quant` as it was, where there is no such file or directory.
+
+    Raises:
+        InvalidRequest: A byte of the path is no UTF-8.
+    """
+    path = _existing(reference)
+    if path is None and quant is None and ":" in reference:
+        head, _, behind = reference.rpartition(":")
+        if (path := _existing(head)) is not None:
+            quant = behind
+    return path, quant
+
+
 def _existing(reference: str) -> Path | None:
     try:
         path = Path(reference).expanduser()
@@ -167,23 +186,49 @@ def _existing(reference: str) -> Path | None:
     return path if exists else None
 
 
+def gguf_in(directory: Path, quant: str | None) -> Path | None:
+    """The GGUF file in a directory, or a split one's first part; None where it has no model.
+
+    Args:
+        directory: Which is not searched below.
+        quant: A quant's name or a file's; None as for a repository.
+
+    Raises:
+        NotFound: None of its files is in that quant.
+        InvalidRequest: Several are.
+        ModelFileError: A part is missing.
+    """
+    files = [HubFile(name=path.name) for path in directory.iterdir() if path.is_file()]
+    if not has_gguf(files):
+        return None
+    return directory / choose(files, quant, str(directory))[0].name
+
+
+def name_of_config(path: Path) -> str:
+    """What a model is called of which only a config is at hand: its directory, or the file."""
+    return path.stem if path.stem != "config" else path.resolve().parent.name
+
+
 def _describe_directory(path: Path, quant: str | None, name: str | None) -> ModelSpec:
-    if (path / "config.json").is_file() and not any(path.glob("*.gguf")):
-        if quant is not None:
-            return _from_config(path / "config.json", quant, name or path.resolve().name.lower())
-        return describe_directory(path, name=name)
-    names = [each.relative_to(path).as_posix() for each in sorted(path.glob("*.gguf"))]
-    if not names:
-        raise NotFound(f"{path} is a directory without models; give {DESCRIBED_FORMS}")
-    parts = choose([HubFile(name=each) for each in names], quant, str(path))
-    return describe_gguf(path / parts[0].name, name)
+    if (file := gguf_in(path, quant)) is not None:
+        return describe_gguf(file, name)
+    if (path / "config.json").is_file():
+        return _describe_checkpoint(path, quant, name)
+    raise NotFound(f"{path} is a directory without models; give {DESCRIBED_FORMS}")
+
+
+def _describe_checkpoint(model_dir: Path, quant: str | None, name: str | None) -> ModelSpec:
+    if quant is None and has_safetensors(path.name for path in model_dir.iterdir()):
+        return describe_directory(model_dir, name=name)
+    config = model_dir / "config.json"
+    return _from_config(config, quant, name or name_of_config(config).lower())
 
 
 def _from_config(path: Path, quant: str | None, name: str) -> ModelSpec:
     if quant is None:
         raise InvalidRequest(
-            f"{path} does not say which quant to plan for; add one: --quant Q4_K_M, or "
-            "--quant 'MLX 4bit'"
+            f"{path} does not say which quant to plan for; name one behind it, as in "
+            f"{path}:Q4_K_M or '{path}:MLX 4bit', or by --quant Q4_K_M"
         )
     return spec_from_config(read_json(path), quant=quant, name=name)
 
@@ -192,37 +237,40 @@ def _from_catalogue(reference: str, quant: str | None, name: str | None) -> Mode
     from brim.registry.catalogue import find
 
     try:
-        entry, default = find(reference)
+        entry, quant = find(reference, quant)
     except NotFound as exc:
         meant = f" (did you mean hf:{reference}?)" if REPOSITORY.fullmatch(reference) else ""
         raise NotFound(
             f"there is no model '{reference:.100}'{meant}: {exc.message}; give {DESCRIBED_FORMS}"
         ) from exc
-    return spec_from_config(entry.config, quant=quant or default, name=name or entry.name.lower())
+    return entry.spec(quant, name or entry.name.lower())
 
 
-def _describe_hub(reference: str, quant: str | None, name: str | None, hub: Hub) -> ModelSpec:
+def repository_and_quant(reference: str, quant: str | None) -> tuple[str, str | None]:
+    """The repository that `hf:ORG/REPO[:QUANT]` names, and the quant asked for.
+
+    Raises:
+        NotFound: It is not of that form.
+        InvalidRequest: It has another quant behind it than `quant`.
+    """
     repo_id, _, selected = reference.removeprefix("hf:").partition(":")
     if not REPOSITORY.fullmatch(repo_id):
         raise NotFound(f"'{reference:.100}' is not of the form hf:ORG/REPO[:QUANT]; give {FORMS}")
-    if selected and quant and selected != quant:
+    if selected and quant and selected.lower() != quant.lower():
         raise InvalidRequest(f"{reference} names a quant already; leave {quant} out")
-    return hub.describe(repo_id, selected or quant, name)
+    return repo_id, selected or quant
 
 
 def _describe_address(address: str, name: str | None) -> ModelSpec:
-    from brim.registry.remote import RemoteFiles, describe_gguf_at, names_of_parts, split_address
+    from brim.registry.remote import describe_gguf_at, files_at
 
-    base, file_name = split_address(address)
-    with RemoteFiles(base.rstrip("/"), base) as files:
-        return describe_gguf_at(files, names_of_parts(file_name), name=name)
+    files, names = files_at(address)
+    with files:
+        return describe_gguf_at(files, names, name=name)
 
 
 def _fetch(reference: str, hub: Hub) -> Path:
-    repo_id, _, quant = reference.removeprefix("hf:").partition(":")
-    if not REPOSITORY.fullmatch(repo_id):
-        raise NotFound(f"'{reference}' is not of the form hf:ORG/REPO[:QUANT]; give {FORMS}")
-    return hub.fetch(repo_id, quant or None)
+    return hub.fetch(*repository_and_quant(reference, None))
 
 
 def _described(reference: str, path: Path, name: str | None) -> LocalModel:

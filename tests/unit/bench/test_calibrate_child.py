@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from support.models import plan_for
 
-from brim.bench.calibrate.child import Order, run
+from brim.bench.calibrate.child import Order, Ran, Timed, run
+from brim.bench.calibrate.process import quickest
 from brim.errors import BrimError
 
 PLAN = plan_for("toy", exact=False, max_batch_tokens=64)
@@ -59,3 +60,20 @@ def test_what_the_engine_refuses_is_raised() -> None:
     """A prompt beyond the pool is the engine's error, not a wrong figure."""
     with pytest.raises(BrimError):
         run(Order(plan=PLAN, prompts=(PLAN.kv_tokens + 1,)))
+
+
+def test_each_figure_comes_from_its_quickest_attempt() -> None:
+    """What disturbed one attempt's prompt and the other's decode is in neither of the two."""
+    first = Ran(
+        load_s=1.0,
+        prefill=(Timed(num_prompt=8, samples_s=(1.0, 9.0, 1.0)),),
+        decode=(Timed(depth=0, samples_s=(3.0,)), Timed(depth=9, samples_s=(4.0,))),
+    )
+    second = Ran(
+        load_s=0.5,
+        prefill=(Timed(num_prompt=8, samples_s=(2.0,)),),
+        decode=(Timed(depth=0, samples_s=(2.0,)), Timed(depth=9, samples_s=(5.0,))),
+    )
+    assert quickest([first, second]) == Ran(
+        load_s=0.5, prefill=first.prefill, decode=(second.decode[0], first.decode[1])
+    )

@@ -2,13 +2,18 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from brim.bench.standin import blueprint, clone_blueprint, tiny, write
+from brim.bench.standin.blueprint import UINT32
 from brim.bench.standin.clone import clone_remote
 from brim.bench.standin.config import dimensions_from_config
+from brim.bench.standin.keys import metadata_pairs
+from brim.bench.standin.slices import num_layers
 from brim.bench.standin.source import standin_of
 from brim.bench.standin.templates import shapes
 from brim.errors import BrimError, InvalidRequest, ModelFileError, NotFound, Unsupported
@@ -22,6 +27,13 @@ QWEN = {
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
     "intermediate_size": 3072, "tie_word_embeddings": True, "max_position_embeddings": 40_960,
 }  # fmt: skip
+
+
+WIDTHS = re.compile(
+    r"attention\.(q|kv)_lora_rank|attention\.(key|value)_length_mla|expert_(?!gating)|leading_dense|ssm\."
+    r"|shortconv\."
+)
+"""Keys that the planner reads of latent KV, experts and recurrent layers."""
 
 
 class OnDisk(RemoteFiles):
@@ -95,6 +107,10 @@ def test_an_architecture_without_a_template_says_what_to_give() -> None:
     """Any GGUF header will do."""
     with pytest.raises(Unsupported, match="a stand-in of x needs a GGUF file of it"):
         dimensions_from_config({**QWEN, "model_type": "cohere2"}, "x")
+    with pytest.raises(Unsupported, match="give hf:gpustack/bge-m3-GGUF:FP16"):
+        standin_of("bge-m3")
+    with pytest.raises(Unsupported, match=r"MLX 4bit is not GGUF's; try Q4_K_M$"):
+        standin_of("Qwen3-8B-MLX-4bit")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +120,18 @@ def test_an_architecture_without_a_template_says_what_to_give() -> None:
         ("demo", "Q8_0", InvalidRequest, "demo has its quant; leave --quant out"),
         ("nothing-by-this-name", None, NotFound, "no model of the catalogue"),
         ("missing.gguf", None, NotFound, "there is no file"),
-        (".", None, NotFound, "has no config.json"),
+        ("~nobody-here/m.gguf", None, NotFound, "there is no file"),
+        ("~nobody-here/m", None, NotFound, "no model of the catalogue"),
+        ("x" * 5000, None, NotFound, "no model of the catalogue"),
+        ("x" * 5000 + ".gguf", None, NotFound, "there is no file"),
+        (" ", None, NotFound, "no model was named; give the path"),
+        ("https://[x/y.gguf", None, NotFound, "no address of a .gguf file"),
+        ("https://host/x-00001-of-00000.gguf", None, ModelFileError, "rename the parts"),
+        ("https://host/x.gguf?download=true", "Q8_0", InvalidRequest, "leave --quant out"),
+        ("qwen3:8b-q8_0", "Q6_K", InvalidRequest, "names a quant already; leave Q6_K out"),
+        ("hf:org/repo:Q8_0", "Q6_K", InvalidRequest, "names a quant already; leave Q6_K out"),
+        ("hf:org", None, NotFound, "not of the form hf:ORG/REPO"),
+        (".", None, NotFound, "is a directory without models"),
         ("bad.json", None, ModelFileError, "JSON"),
     ],
 )
@@ -119,5 +146,53 @@ def test_what_cannot_be_read_is_one_sentence(
     """The message says what to do."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("[1, 2")
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         standin_of(reference, quant)
+    assert len(caught.value.message) < 400
+
+
+def test_a_directory_of_gguf_files_is_cloned(tmp_path: Path) -> None:
+    """The file is chosen as for a plan: by quant, or the usual one."""
+    for number, name in enumerate(("m-Q8_0.gguf", "m-Q4_K_M.gguf"), start=2):
+        write(tmp_path / name, blueprint(tiny("llama", num_layers=number)), with_data=False)
+    assert standin_of(str(tmp_path))[0] == "m-q4_k_m"
+    name, model = standin_of(str(tmp_path), "q8_0")
+    assert (name, num_layers(model)) == ("m-q8_0", 2)
+    assert standin_of(f"{tmp_path}:Q8_0") == (name, model)
+    with pytest.raises(InvalidRequest, match="leave --quant out"):
+        standin_of(f"{tmp_path}/m-Q8_0.gguf:Q4_K_M")
+
+
+QWEN3_NEXT = next(e.config for e in catalogue.entries() if e.config["model_type"] == "qwen3_next")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 1}, "none of the config's layers attends"),
+        ({"full_attention_interval": 2**24}, "none of the config's layers attends"),
+        ({"linear_key_head_dim": 0}, "keep no state"),
+    ],
+)
+def test_hybrids_that_no_backend_loads_are_refused(changes: dict[str, int], says: str) -> None:
+    """A hybrid without attention or without a state ends in a sentence."""
+    with pytest.raises(ModelFileError, match=says):
+        dimensions_from_config({**QWEN3_NEXT, **changes}, "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["DeepSeek-R1-0528", "Qwen3-Coder-Next", "GLM-4.5-Air", "LFM2.5-1.2B-Instruct"]
+)
+def test_a_config_has_the_widths_of_a_file(name: str) -> None:
+    """What the planner asks about latent KV, experts and states is the same from either."""
+    config = catalogue.find(name)[0].config
+    found = spec_from_config(config, quant="Q4_K_M", name=name).widths
+    dimensions = msgspec.structs.replace(dimensions_from_config(config, name), vocab_size=300)
+    prefix = f"{dimensions.architecture}."
+    in_file = {
+        pair.key.removeprefix(prefix): int.from_bytes(pair.payload, "little")
+        for pair in metadata_pairs(dimensions, "Q4_K_M")
+        if pair.kind == UINT32 and WIDTHS.match(pair.key.removeprefix(prefix))
+    }
+    assert in_file
+    assert {key: found.get(key) for key in in_file} == in_file

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from support.apple_rows import SAMPLE
@@ -47,3 +48,25 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path, capsys: pytest.CaptureFix
         file.truncate(2**40)
     assert main(["forecast", str(path)]) == 1
     assert "split it into files" in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory is called no file rather than missing, and a file that fails to be read too."""
+    assert main(["forecast", str(tmp_path)]) == 1
+    assert "is not a file; give a JSON list" in capsys.readouterr().err
+    with mock.patch.object(Path, "read_bytes", side_effect=OSError(5, "Input/output error")):
+        assert main(["forecast", str(SAMPLE)]) == 1
+    assert "cannot be read: Input/output error; give" in capsys.readouterr().err
+
+
+def test_names_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Line ends and terminal codes in a row's texts are shown as question marks."""
+    path = tmp_path / "rows.json"
+    row = {"chip": "M4", "kind": "decode", "engine": "e", "model": "a\nb\x1b[31m"}
+    path.write_text(json.dumps([row]))
+    assert main(["forecast", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "a?b?[31m" in out
+    assert "\x1b" not in out

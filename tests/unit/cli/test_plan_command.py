@@ -143,3 +143,19 @@ def test_what_earlier_loads_took_is_counted(
     (note,) = said["notes"]
     assert "earlier loads differed from their plans" in note
     assert said["total_bytes"] == said["models"][0]["total_bytes"]
+
+
+@pytest.mark.parametrize(("model_type", "is_guessed"), [("llama", False), ("newest", True)])
+def test_a_guessed_architecture_is_said(
+    model_type: str, is_guessed: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A config of an architecture that brim has no description of is planned with a warning."""
+    config = {
+        "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000,
+        "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, said = planned(
+        capsys, str(tmp_path / "config.json"), "--quant", "Q8_0", "--machine", "m4-16"
+    )
+    assert any("plain transformer" in note for note in said["notes"]) is is_guessed

@@ -4,8 +4,14 @@ import json
 from typing import Any
 
 import pytest
+from support.models import PYSTD_1M
 
 from brim.cli.app import main
+from brim.cli.recommend_report import GGUF_ALONE, NOT_LOADABLE
+from brim.core.machine import MachineSpec
+from brim.machine import reading
+
+LINUX = MachineSpec(name="m", system="linux", ram_bytes=2**34, others_bytes=2**32, is_at_hand=False)
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
@@ -46,8 +52,59 @@ def test_the_table_names_machine_models_and_reasons(capsys: pytest.CaptureFixtur
     assert "quality cost (Llama 3 8B)" in lines[1]
     assert lines[2].startswith("1  ")
     assert lines[4].startswith("1. ")
-    assert lines[-1].startswith("2 of ")
-    assert lines[-1].endswith("8192 tokens of context; speeds are forecasts")
+    assert "tok/s" not in lines[1]  # embedders do not decode
+    assert lines[-2].startswith("2 of ")
+    assert "at 8192 tokens of context, or a model's own where that is shorter" in lines[-2]
+    assert lines[-1].startswith("note: GGUF forms are ranked, for llama.cpp; MLX forms are not")
+
+
+def test_embedders_have_no_decode_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their speed is what they read, and each is planned within its own context."""
+    _, models = report(capsys, "--machine", "m4-16", "--use", "embed")
+    assert models["context_tokens"] == 8192
+    own = {row["model"]: row["best"]["context_tokens"] for row in models["models"]}
+    assert own["nomic-embed-text-v1.5"] == 2048
+    assert {row["best"]["decode_tok_s"] for row in models["models"]} == {None}
+
+
+def test_machines_for_an_embedder_are_judged_by_what_they_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There is no decode speed of a model that does not decode."""
+    _, machines = report(capsys, "--for", "bge-m3", "--limit", "1")
+    assert machines["use"] == "embed"
+    (row,) = machines["machines"]
+    assert row["decode_tok_s"] is row["full_decode_tok_s"] is None
+    assert row["prefill_tok_s"]["expected"] > 0
+
+
+@pytest.mark.parametrize(
+    ("system", "notes"), [("M4:8:16", [GGUF_ALONE]), (None, [])], ids=["mac", "linux"]
+)
+def test_a_mac_is_told_that_gguf_alone_is_ranked(
+    system: str | None,
+    notes: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MLX is a Mac's business, and brim has no engine for it yet."""
+    monkeypatch.setattr(reading, "read_machine", lambda: LINUX)
+    machine = () if system is None else ("--machine", system)
+    _, models = report(capsys, *machine, "--use", "embed", "--limit", "1")
+    assert [row["engine"] for row in models["models"]] == ["llamacpp"]
+    assert models["notes"] == notes
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "notes"),
+    [("Qwen3-8B-MLX-4bit", "mlx", [NOT_LOADABLE]), ("Qwen3-8B", "llamacpp", [])],
+)
+def test_a_model_that_no_engine_here_loads_is_marked(
+    model: str, engine: str, notes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What machines would do with MLX is a forecast, and said to be one."""
+    _, machines = report(capsys, "--for", model, "--limit", "1")
+    assert (machines["engine"], machines["notes"]) == (engine, notes)
 
 
 def test_machines_that_run_a_model_come_by_memory(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +142,7 @@ def test_the_reverse_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["--for", "qwen3:8b", "--machine", "m4-16"], 2, "leave one out"),
         (["--use", "poetry"], 2, "'chat', 'code', 'long', 'embed'"),
         (["--limit", "0"], 2, "--limit"),
+        (["--for", str(PYSTD_1M / "config.json")], 1, "config.json:Q4_K_M"),
     ],
 )
 def test_refusals_are_one_sentence(

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from support.models import PYSTD_1M, pystd_1m_gguf
 
 from brim.core.model import KvLayer, ModelSpec
 from brim.errors import InvalidRequest, ModelFileError
+from brim.planner.overhead import llamacpp_overhead_bytes
 from brim.registry.config_json import spec_from_config
 from brim.registry.describe import describe_gguf
+from brim.registry.gguf_keys import MERGES
 from brim.registry.safetensors_header import read_json
 
 QWEN3: dict[str, Any] = {
@@ -27,6 +30,19 @@ MIXTURE = QWEN3 | {
 def spec(config: dict[str, Any], quant: str = "Q4_K_M") -> ModelSpec:
     """The description of a config."""
     return spec_from_config(config, quant=quant, name="m")
+
+
+def llamacpp_bytes(model: ModelSpec) -> int:
+    """What llama.cpp allocates for it beside logged buffers, on a GPU."""
+    return llamacpp_overhead_bytes(
+        model,
+        kv_tokens=1024,
+        max_sequences=1,
+        kv_type_v="f16",
+        micro_batch_tokens=512,
+        flash_attention=True,
+        on_gpu=True,
+    )
 
 
 class TestFields:
@@ -95,6 +111,23 @@ class TestFields:
             "matrix_bytes", "trained_context_tokens", "quant",
         ):  # fmt: skip
             assert getattr(ours, field) == getattr(theirs, field), field
+
+
+class TestVocabulary:
+    def test_an_unknown_number_of_merges_is_not_none(self) -> None:
+        """A byte-pair vocabulary's merges are left to the planner, which counts one for a token."""
+        assert MERGES not in spec(QWEN3).widths
+        assert llamacpp_bytes(spec(QWEN3)) == llamacpp_bytes(
+            msgspec.structs.replace(spec(QWEN3), widths={MERGES: 151_936})
+        )
+
+    @pytest.mark.parametrize(
+        ("model_type", "vocab_size"), [("gemma3_text", 262_208), ("llama", 32_000)]
+    )
+    def test_vocabularies_without_merges(self, model_type: str, vocab_size: int) -> None:
+        """Gemma's and Llama 2's SentencePiece have none, as their files say too."""
+        changes = {"model_type": model_type, "vocab_size": vocab_size}
+        assert spec(QWEN3 | changes).widths[MERGES] == 0
 
 
 class TestLayers:

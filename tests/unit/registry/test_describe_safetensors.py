@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from support.models import PYSTD_1M, pystd_1m_gguf
 
 from brim.errors import InvalidRequest, ModelFileError
@@ -72,6 +74,43 @@ def test_scales_that_do_not_belong(write: Write) -> None:
     wrong = packed((128,), 64, 4, 64) | {"scales": np.zeros((128, 5), np.float16)}
     with pytest.raises(ModelFileError, match=r"embed_tokens\.weight.*and its scales"):
         describe(str(write(**{"model.embed_tokens": wrong})))
+
+
+def test_the_parts_of_a_packed_model(write: Write) -> None:
+    """Cut into parts with an index, an MLX model is described as in one file."""
+    whole = describe(str(write()))
+    folder = write()
+    arrays = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{n}-of-00002.safetensors": sorted(arrays)[n - 1 :: 2] for n in (1, 2)}
+    for part, names in parts.items():
+        save_file({name: arrays[name] for name in names}, folder / part)
+    weight_map = {name: part for part, names in parts.items() for name in names}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    cut = describe(str(folder))
+    assert len(cut.paths) == 2
+    assert msgspec.structs.replace(cut, paths=whole.paths) == whole
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelFileError, match="model-00002-of-00002"):
+        describe(str(folder))
+
+
+def test_scales_of_another_packing_count(tmp_path: Path) -> None:
+    """GPTQ's scales are in the bytes, and its parameters are the config's, not its words'."""
+    name = "model.layers.0.self_attn.q_proj"
+    arrays: dict[str, NDArray[Any]] = {
+        "model.embed_tokens.weight": np.zeros((128, 64), np.float16),
+        f"{name}.qweight": np.zeros((8, 64), np.int32),
+        f"{name}.qzeros": np.zeros((1, 8), np.int32),
+        f"{name}.scales": np.zeros((1, 64), np.float16),
+    }
+    save_file(arrays, tmp_path / "model.safetensors")
+    config = {key: value for key, value in CONFIG.items() if key != "quantization"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = describe(str(tmp_path))
+    assert spec.weights_bytes == sum(array.nbytes for array in arrays.values())
+    assert spec.num_parameters == describe(str(tmp_path), quant="F16").num_parameters
 
 
 def test_a_checkpoint_and_its_conversion() -> None:

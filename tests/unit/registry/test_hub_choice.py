@@ -1,7 +1,7 @@
 import pytest
 
 from brim.errors import InvalidRequest, ModelFileError, NotFound
-from brim.registry.hub_choice import HubFile, choose
+from brim.registry.hub_choice import HubFile, choose, has_gguf
 
 
 def names(quant: str | None, *files: str) -> list[str]:
@@ -90,3 +90,9 @@ class TestRefusals:
         """Of forty files twelve are listed, and the rest are counted."""
         with pytest.raises(NotFound, match="and 28 more"):
             names("Q8_0", *(f"m-v{number}.gguf" for number in range(40)))
+
+
+def test_projectors_are_no_models() -> None:
+    """A repository whose only GGUF files go with a model has no GGUF model."""
+    assert has_gguf([HubFile(name="m.GGUF")])
+    assert not has_gguf([HubFile(name="mmproj-F16.gguf"), HubFile(name="config.json")])

@@ -1,6 +1,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from support.models import PYSTD_1M
 
 from brim.errors import BrimError, InvalidRequest, ModelFileError, NotFound
 from brim.registry.hub import Hub
-from brim.registry.sources import DEMO_PATH, list_local, resolve
+from brim.registry.remote import names_of_parts
+from brim.registry.sources import DEMO_PATH, describe, list_local, resolve
 
 WriteLlama = Callable[..., Path]
 
@@ -161,6 +163,84 @@ class TestListLocal:
             cached(tmp_path, "org/x", "c1", name).touch()
         found = Hub(cache_dir=tmp_path).cached_files()
         assert [(repo, path.name) for repo, path in found] == [("org/x", "x-00001-of-00002.gguf")]
+
+
+class TestDescribe:
+    def test_a_directory_of_several_models_says_how_to_name_one(
+        self, tmp_path: Path, write_llama: WriteLlama
+    ) -> None:
+        """Two files in one quant are listed with the ways to name one, which then work."""
+        for name in ("a-Q8_0.gguf", "b-Q8_0.gguf", "c-Q4_0.gguf"):
+            write_llama(name=name)
+        with pytest.raises(InvalidRequest, match=r"b-Q8_0\.gguf; name one as DIRECTORY:QUANT or"):
+            describe(str(tmp_path), quant="Q8_0")
+        with pytest.raises(NotFound, match=r"no quant Q6_K; it has a-Q8_0\.gguf"):
+            describe(f"{tmp_path}:Q6_K")
+        assert describe(f"{tmp_path}:Q4_0").name == "c-q4_0"
+        assert describe(f"{tmp_path}:b-Q8_0.gguf").name == "b-q8_0"
+
+    def test_a_projector_is_no_model(self, checkpoint: Path) -> None:
+        """A checkpoint with a GGUF projector beside it is described as the checkpoint."""
+        (checkpoint / "mmproj-F16.gguf").write_bytes(b"")
+        assert describe(str(checkpoint)).format == "safetensors"
+
+    def test_the_file_that_is_named_is_described(self, checkpoint: Path) -> None:
+        """A checkpoint's file means the checkpoint, whatever lies beside it."""
+        shutil.copy(DEMO_PATH, checkpoint / "demo-Q8_0.gguf")
+        assert describe(str(checkpoint)).format == "gguf"
+        assert describe(str(checkpoint / "model.safetensors")).format == "safetensors"
+
+    def test_a_config_without_weights(self, checkpoint: Path) -> None:
+        """A directory with a config alone asks for a quant to plan for, and takes it."""
+        (checkpoint / "model.safetensors").unlink()
+        with pytest.raises(InvalidRequest, match="--quant Q4_K_M"):
+            describe(str(checkpoint))
+        assert describe(f"{checkpoint}:Q8_0").is_estimated
+
+    @pytest.mark.parametrize(
+        ("reference", "says"),
+        [
+            ("https://[x/y.gguf", "no address of a .gguf file"),
+            ("https:///y.gguf", "no address of a .gguf file"),
+            ("https://host/x-00001-of-00000.gguf", "numbered 1 of 0; rename the parts"),
+            ("https://host/x-00003-of-00002.gguf", "numbered 3 of 2; rename the parts"),
+            ("https://host/x-00001-of-99999.gguf", "numbered 1 of 99999; rename the parts"),
+        ],
+    )
+    def test_addresses_of_nothing(self, reference: str, says: str) -> None:
+        """An address that cannot be a model's is refused before anybody is asked."""
+        with pytest.raises(BrimError) as caught:
+            describe(reference)
+        assert says in caught.value.message
+
+    @pytest.mark.parametrize("reference", ["https://host/x.gguf", "demo", "qwen3:8b-q8_0"])
+    def test_one_quant_only(self, reference: str) -> None:
+        """A second quant is refused, not passed over, where the model has or names its own."""
+        with pytest.raises(InvalidRequest, match="leave Q6_K out"):
+            describe(reference, quant="Q6_K")
+
+    def test_the_same_quant_twice(self) -> None:
+        """A quant may be said again, in any case."""
+        assert describe("qwen3:8b-q8_0", quant="q8_0").quant == "Q8_0"
+
+    @pytest.mark.parametrize(
+        ("name", "context_tokens"),
+        [
+            ("Devstral-Small-2-24B-Instruct-2512", 262_144),
+            ("LFM2.5-1.2B-Instruct", 32_768),
+            ("bge-m3", 8_192),
+            ("Qwen3-8B", 40_960),
+        ],
+    )
+    def test_the_publisher_s_context(self, name: str, context_tokens: int) -> None:
+        """A catalogue's model has the context that its publisher states, not its config's room."""
+        assert describe(name).trained_context_tokens == context_tokens
+
+
+def test_parts_of_a_remote_file() -> None:
+    """A thousand parts are believed, a file without a number is its own only part."""
+    assert len(names_of_parts("x-00001-of-01000.gguf")) == 1000
+    assert names_of_parts("x.gguf") == ["x.gguf"]
 
 
 def test_importing_the_registry_does_not_import_the_hub() -> None:

@@ -6,14 +6,13 @@ copied as bytes.  Of a split file the parts become one.
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from brim.bench.standin.blueprint import ARRAY, NUMBER_BYTES, STRING, Blueprint, Pair, Tensor
-from brim.errors import ModelFileError
 from brim.registry.describe import split_parts
-from brim.registry.gguf_header import GgufHeader, parse_gguf_header, read_gguf_header
-from brim.registry.remote import FIRST_BYTES, MAX_GGUF_HEADER_BYTES, RemoteFiles
+from brim.registry.gguf_header import GgufHeader, read_gguf_header
+from brim.registry.remote import RemoteFiles, gguf_header_at
 
 _FIRST_PAIR = 24
 """After magic, version and the numbers of tensors and pairs."""
@@ -37,7 +36,7 @@ def clone_blueprint(path: str | Path) -> Blueprint:
         return blueprint_of(headers, data)
 
 
-def clone_remote(files: RemoteFiles, names: list[str]) -> Blueprint:
+def clone_remote(files: RemoteFiles, names: Sequence[str]) -> Blueprint:
     """The blueprint of a remote GGUF file, of which only the header is fetched.
 
     Args:
@@ -47,22 +46,8 @@ def clone_remote(files: RemoteFiles, names: list[str]) -> Blueprint:
     Raises:
         BrimError: A file cannot be read, is no GGUF file or damaged.
     """
-    read = [_remote_header(files, name) for name in names]
+    read = [gguf_header_at(files, name) for name in names]
     return blueprint_of([header for header, _ in read], read[0][1])
-
-
-def _remote_header(files: RemoteFiles, name: str) -> tuple[GgufHeader, bytes]:
-    """The header, and the bytes that it was read from."""
-    where = f"{name} of {files.where}"
-    start, size = files.read(name, 0, FIRST_BYTES)
-    while (header := parse_gguf_header(where, start, size)) is None:
-        if len(start) >= min(size, MAX_GGUF_HEADER_BYTES):
-            raise ModelFileError(f"{where} has a header of over {len(start)} bytes; is it a model?")
-        more, _ = files.read(name, len(start), len(start))
-        if not more:
-            raise ModelFileError(f"{where} changed while it was read; try again")
-        start += more
-    return header, start
 
 
 def blueprint_of(headers: list[GgufHeader], start: bytes | mmap.mmap) -> Blueprint:

@@ -10,7 +10,7 @@ from typing import Any
 from brim.bench.standin.dimensions import DELTA_NETS, Dimensions
 from brim.bench.standin.templates import ARCHITECTURES
 from brim.errors import ModelFileError, Unsupported
-from brim.registry.blueprint import Blueprint as ConfigLayout
+from brim.registry.config_layout import ConfigLayout
 from brim.registry.config_reader import Config
 from brim.registry.gguf_header import GgufArray
 
@@ -147,6 +147,8 @@ def _recurrent(found: _Layout, architecture: str) -> dict[str, Any]:
     if not inner:
         return {}
     state, groups = found.key("ssm.state_size"), found.key("ssm.group_count")
+    if not state:
+        raise ModelFileError("the config's recurrent layers keep no state; give it as published")
     if architecture == "mamba":
         rank, groups = found.width("ssm_dt"), 0
     elif architecture in DELTA_NETS:
@@ -165,7 +167,14 @@ def _recurrent(found: _Layout, architecture: str) -> dict[str, Any]:
 
 
 def _without_kv(found: _Layout) -> tuple[int, ...]:
+    """The recurrent layers of a hybrid.
+
+    Raises:
+        ModelFileError: All of them are, on which backends abort.
+    """
     heads = found.list("attention.head_count_kv")
+    if not any(heads):
+        raise ModelFileError("none of the config's layers attends; give it as published")
     return tuple(layer for layer, number in enumerate(heads) if number == 0)
 
 

@@ -7,28 +7,38 @@ from brim.bench.standin.blueprint import Blueprint
 from brim.bench.standin.clone import clone_blueprint, clone_remote
 from brim.bench.standin.config import dimensions_from_config
 from brim.bench.standin.templates import blueprint
-from brim.errors import InvalidRequest, NotFound
+from brim.errors import InvalidRequest, NotFound, Unsupported
 from brim.registry import catalogue
+from brim.registry.catalogue import CatalogueEntry
 from brim.registry.describe import model_stem
 from brim.registry.hub import Hub
-from brim.registry.hub_choice import choose
-from brim.registry.remote import RemoteFiles, names_of_parts, remote_json, split_address
+from brim.registry.remote import files_at, remote_json
 from brim.registry.safetensors_header import read_json
-from brim.registry.sources import DEMO_PATH
+from brim.registry.sources import (
+    DEMO_PATH,
+    DESCRIBED_FORMS,
+    gguf_in,
+    name_of_config,
+    path_and_quant,
+    repository_and_quant,
+)
 
 DEFAULT_QUANT = "Q4_K_M"
 """What most people load: half a byte a weight, at little loss."""
 
 
-def standin_of(reference: str, quant: str | None = None) -> tuple[str, Blueprint]:
+def standin_of(
+    reference: str, quant: str | None = None, *, hub: Hub | None = None
+) -> tuple[str, Blueprint]:
     """The name and blueprint of the model that `reference` names.
 
     Args:
-        reference: A .gguf file or its address, hf:ORG/REPO[:QUANT], a config.json or the directory
-            that it is in, a name of the catalogue, or `demo`.  Of what is remote only headers are
-            fetched.
-        quant: For a config or a name, or to choose among a repository's files; a GGUF file has
-            its own.
+        reference: A .gguf file or its address, hf:ORG/REPO[:QUANT], a config.json, a directory
+            with either (both may have `:QUANT` behind them), a name of the catalogue, or `demo`.
+            Of what is remote only headers are fetched.
+        quant: For a config or a name, or to choose among a repository's or directory's files; a
+            GGUF file has its own.
+        hub: Another hub or cache than the environment names.
 
     Raises:
         NotFound: Nothing has that name, or it cannot be reached.
@@ -37,53 +47,73 @@ def standin_of(reference: str, quant: str | None = None) -> tuple[str, Blueprint
         Unauthorized: The repository wants a login or an accepted licence.
         Unsupported: There is no template of the architecture.
     """
+    if not reference.strip():
+        raise NotFound(f"no model was named; give {DESCRIBED_FORMS}")
     if reference.startswith("hf:"):
-        repo_id, _, selected = reference.removeprefix("hf:").partition(":")
-        return repo_id.partition("/")[2], _HeaderHub().clone(repo_id, selected or quant)
+        repo_id, quant = repository_and_quant(reference, quant)
+        return repo_id.partition("/")[2], _on_hub(hub or Hub(), repo_id, quant)
     is_address = reference.startswith(("http://", "https://"))
-    if quant is not None and (reference == "demo" or reference.lower().endswith(".gguf")):
-        raise InvalidRequest(
-            f"{reference} has its quant; leave --quant out, or name a config.json", param="quant"
-        )
+    is_file = is_address or reference.lower().endswith(".gguf")
+    if quant is not None and (is_file or reference == "demo"):
+        raise _has_its_quant(reference)
     if is_address:
-        base, file_name = split_address(reference)
-        with RemoteFiles(base.rstrip("/"), base) as files:
-            return model_stem(file_name).lower(), clone_remote(files, names_of_parts(file_name))
-    return _at_hand(reference, quant)
+        files, names = files_at(reference)
+        with files:
+            return model_stem(names[0]).lower(), clone_remote(files, names)
+    if reference == "demo":
+        return _of_file(DEMO_PATH)
+    path, quant = path_and_quant(reference, quant)
+    if path is None and is_file:
+        raise NotFound(f"there is no file '{reference:.200}'; check the path")
+    if path is None:
+        entry, quant = catalogue.find(reference, quant)
+        return entry.name, _of_entry(entry, quant)
+    return _at_path(path, quant)
 
 
-def _at_hand(reference: str, quant: str | None) -> tuple[str, Blueprint]:
-    path = DEMO_PATH if reference == "demo" else Path(reference).expanduser()
-    if path.suffix.lower() == ".gguf":
-        return model_stem(path.name).lower(), clone_blueprint(path)
+def _at_path(path: Path, quant: str | None) -> tuple[str, Blueprint]:
     if path.is_dir():
+        if (file := gguf_in(path, quant)) is not None:
+            return _of_file(file)
         path = path / "config.json"
         if not path.is_file():
-            raise NotFound(f"{path.parent} has no config.json; name a .gguf file in it")
-    if path.is_file():
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
-        return name, _from_config(read_json(path), quant or DEFAULT_QUANT, name)
-    entry, meant = catalogue.find(reference)
-    return entry.name, _from_config(entry.config, quant or meant, entry.name)
+            raise NotFound(f"{path.parent} is a directory without models; give {DESCRIBED_FORMS}")
+    elif path.suffix.lower() != ".json":
+        if quant is not None:
+            raise _has_its_quant(str(path))
+        return _of_file(path)
+    name = name_of_config(path)
+    return name, _from_config(read_json(path), quant or DEFAULT_QUANT, name)
 
 
-class _HeaderHub(Hub):
-    """The hub, of which only headers and configs are wanted."""
+def _has_its_quant(reference: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{reference:.200} has its quant; leave --quant out, or name a config.json", param="quant"
+    )
 
-    def clone(self, repo_id: str, quant: str | None) -> Blueprint:
-        """The blueprint of a repository's GGUF file, or of its config where it has none."""
-        found = self._find(repo_id, quant)
+
+def _of_file(path: Path) -> tuple[str, Blueprint]:
+    return model_stem(path.name).lower(), clone_blueprint(path)
+
+
+def _of_entry(entry: CatalogueEntry, quant: str) -> Blueprint:
+    try:
+        return _from_config(entry.config, quant, entry.name)
+    except Unsupported as exc:
+        if quant not in entry.gguf_quants:
+            raise
+        raise Unsupported(f"{exc.message}; give {entry.pull_name(quant)}") from exc
+
+
+def _on_hub(hub: Hub, repo_id: str, quant: str | None) -> Blueprint:
+    """The blueprint of a repository's GGUF file, or of its config where it has none."""
+    with hub.locate(repo_id, quant) as found:
         if isinstance(found, Path):
             return clone_blueprint(found)
-        commit, files = found
-        with self._remote(repo_id, commit) as source:
-            if not any(file.name.lower().endswith(".gguf") for file in files):
-                config = remote_json(source, "config.json")
-                return _from_config(config, quant or DEFAULT_QUANT, f"hf:{repo_id}")
-            parts = [file.name for file in choose(files, quant, f"hf:{repo_id}")]
-            if cached := self._cached(repo_id, parts, commit):
-                return clone_blueprint(cached)
-            return clone_remote(source, parts)
+        if found.gguf:
+            return clone_remote(found.files, found.gguf)
+        config = remote_json(found.files, "config.json")
+    return _from_config(config, quant or DEFAULT_QUANT, f"hf:{repo_id}")
 
 
 def _from_config(config: dict[str, Any], quant: str, name: str) -> Blueprint:

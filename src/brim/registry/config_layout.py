@@ -27,7 +27,7 @@ ACTIVE_COUNTS = (
 )  # fmt: skip
 
 
-class Blueprint:
+class ConfigLayout:
     """The tensors and keys of one model.
 
     Args:
@@ -101,6 +101,7 @@ class Blueprint:
             size = self._expert_size(mixtures[0])
             self.key("expert_feed_forward_length", size)
             self.key("expert_shared_feed_forward_length", self._shared_size(size))
+            self.key("expert_shared_count", self._num_shared_experts())
             # Only where all the dense layers lead.
             if mixtures == list(range(mixtures[0], self.num_layers)):
                 self.key("leading_dense_block_count", mixtures[0])
@@ -192,11 +193,14 @@ class Blueprint:
             "shared_intermediate_size", default=0,
         ):  # fmt: skip
             return size
-        shared = config.number(
+        return self._num_shared_experts() * expert_size
+
+    def _num_shared_experts(self) -> int:
+        """Where the config counts them in widths of a routed one; else 0."""
+        return self.config.number(
             "n_shared_experts", "num_shared_experts", "num_shared_expert",
             "moe_num_shared_experts", default=0,
         )  # fmt: skip
-        return shared * expert_size
 
     def _per_layer_embeddings(self) -> None:
         """Gemma's tables with a row for each token and layer, and what is done with the rows."""
