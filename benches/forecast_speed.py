@@ -23,7 +23,7 @@ import msgspec
 from repeat_kv import repeat_block
 
 from brim.bench.calibrate.child import Order, Ran, Timed
-from brim.bench.calibrate.process import MeasuringProcess
+from brim.bench.calibrate.process import MeasuringProcess, quickest
 from brim.bench.calibrate.readiness import MAX_BUSY
 from brim.bench.calibrate.run import plan_of
 from brim.bench.standin import Dimensions, blueprint, write
@@ -119,7 +119,7 @@ def rows_of(
         )
 
     def row(figure: str, num_tokens: int, expected: SpeedRange, timed: Timed) -> Row:
-        rate = (timed.num_prompt or 1) / middle(timed)
+        rate = (timed.num_prompt or 1) / timed.seconds
         return Row(
             model=name,
             kv_type=setting.kv_type_k,
@@ -160,18 +160,17 @@ def in_rounds(process: MeasuringProcess, plan: Plan, scratch: Path, rounds: int)
     """Prompts and decode, each as quick as its quickest round, as a calibration takes them."""
     filled, deep = scratch / "filled.kv", scratch / "deep.kv"
     fill = Order(plan=plan, prompts=PROMPTS, depths=(FILLED,), kept_kv=str(filled), refill=True)
-    read = [quiet(process, fill).prefill for _ in range(rounds)]
+    read = [quiet(process, fill) for _ in range(rounds)]
     shutil.copy(filled, deep)
     repeat_block(deep, max(DEPTHS) // FILLED)
     decode = Order(plan=plan, depths=DEPTHS, num_generate=NUM_GENERATE, kept_kv=str(deep))
-    decoded = [quiet(process, decode).decode for _ in range(rounds)]
-    best = [min(same, key=middle) for same in zip(*read, strict=True)]
-    chunks = [timed for timed in best if timed not in best[: len(PROMPTS)]]
-    whole = Timed(num_prompt=FILLED, samples_s=(sum(middle(timed) for timed in chunks),))
-    return Ran(
-        prefill=(*best[: len(PROMPTS)], whole),
-        decode=tuple(min(same, key=middle) for same in zip(*decoded, strict=True)),
-    )
+    decoded = [quiet(process, decode) for _ in range(rounds)]
+    best = quickest([*read, *decoded])
+    # A prompt as long as a chunk is the first chunk of the filling as well.
+    whole_s = sum(timed.seconds for timed in best.prefill)
+    whole = Timed(num_prompt=FILLED, samples_s=(whole_s,))
+    prompts = (timed for timed in best.prefill if not timed.depth)
+    return msgspec.structs.replace(best, prefill=(*prompts, whole))
 
 
 def quiet(process: MeasuringProcess, order: Order) -> Ran:
@@ -180,11 +179,6 @@ def quiet(process: MeasuringProcess, order: Order) -> Ran:
     if others > MAX_BUSY:
         print(f"others used {others:.0%} of the processors", file=sys.stderr)
     return ran
-
-
-def middle(timed: Timed) -> float:
-    """Median seconds."""
-    return statistics.median(timed.samples_s)
 
 
 def show(rows: list[Row]) -> None:

@@ -4,6 +4,8 @@ Workers are real; only the machine's size and what the models are said to need a
 """
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +15,16 @@ import msgspec
 import pytest
 from conftest import require_engine
 from support.models import DEMO
-from support.serving import MACHINE, ask, collect, request, text_of, toy_plan, until
+from support.serving import (
+    MACHINE,
+    ask,
+    collect,
+    request,
+    settings_with,
+    text_of,
+    toy_plan,
+    until,
+)
 
 from brim.cli.serving import fitted
 from brim.config.tree import ModelSettings, Settings
@@ -22,11 +33,12 @@ from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Grant, Plan
-from brim.errors import Busy, DoesNotFit, ModelFileError, Unauthorized
+from brim.errors import Busy, DoesNotFit, EngineError, ModelFileError, Unauthorized
 from brim.ledger.account import Account
 from brim.ledger.budget import budget_of
 from brim.ledger.entry import Phase
 from brim.ledger.history import ForecastHistory
+from brim.planner.fit import Room
 from brim.planner.plan import make_plan
 from brim.registry.describe import describe_gguf
 from brim.runtime import gateway as gateway_module
@@ -71,6 +83,15 @@ def heavy(name: str, weights_bytes: int = 5 * GB, kv_bytes: int = 0, **overrides
         weights_bytes=weights_bytes, kv_bytes=kv_bytes, compute_bytes=0, overhead_bytes=0
     )
     return msgspec.structs.replace(toy_plan(name, **overrides), memory=memory)
+
+
+LONG = 8000
+"""Tokens of an answer that outlasts any load: the toy takes a tenth of a millisecond for each."""
+
+
+def roomy(name: str) -> Plan:
+    """A large model with a window for long answers."""
+    return heavy(name, context_tokens=2 * LONG, kv_tokens=2 * LONG)
 
 
 @asynccontextmanager
@@ -119,13 +140,13 @@ async def test_the_least_recently_used_idle_model_gives_way() -> None:
 
 async def test_a_model_that_works_never_gives_way() -> None:
     """While both others answer, a third is told to come again; afterwards it is served."""
-    async with serving(*map(heavy, "abc")) as (gateway, _):
-        working = [await gateway.submit(request(model=name, max_tokens=400)) for name in "ab"]
+    async with serving(*map(roomy, "abc")) as (gateway, _):
+        working = [await gateway.submit(request(model=name, max_tokens=LONG)) for name in "ab"]
         with pytest.raises(Busy, match="model 'c' has no room while a, b works") as caught:
             await gateway.submit(request(model="c"))
         assert caught.value.retry_after_s is not None
         for answer in working:
-            assert len(text_of((await collect(answer))[0])) == 400
+            assert len(text_of((await collect(answer))[0])) == LONG
         assert await ask(gateway, request(model="c"))
 
 
@@ -208,7 +229,10 @@ async def test_models_that_are_asked_for_in_turn_are_all_answered() -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_on_demand_gives_its_memory_back() -> None:
-    """The client gets the engine's error, the grant is gone, the others go on."""
+    """The client gets the engine's error, the grant is gone, the others go on.
+
+    The third failure quarantines it.
+    """
     require_engine("llamacpp")
     broken = heavy("broken", exact=False)
     model = msgspec.structs.replace(broken.model, paths=(__file__,), format="gguf")
@@ -221,6 +245,64 @@ async def test_a_model_that_cannot_be_loaded_on_demand_gives_its_memory_back() -
         assert gateway.models()[2].reason.startswith("it could not be loaded: ")
         assert "broken" not in account
         assert await ask(gateway, request(model="a"))
+        with pytest.raises(ModelFileError):
+            await gateway.submit(request(model="broken"))
+        assert await ask(gateway, request(model="b"))
+        assert gateway.models()[2].state is ModelState.QUARANTINED
+        num_grants = dict(account.num_grants)
+        with pytest.raises(EngineError, match="3 times in a row; start brim again"):
+            await gateway.submit(request(model="broken"))
+        assert account.num_grants == num_grants, "no other model gave way to it once more"
+
+
+async def test_a_model_in_quarantine_gives_its_memory_and_stays_there() -> None:
+    """It has no process to evict; another takes its place, and no request brings it back."""
+    settings = settings_with(restart_backoff_s=0.01, deaths_before_quarantine=1)
+    async with serving(*map(heavy, "abc"), settings=settings) as (gateway, account):
+        pid = gateway.models()[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: gateway.models()[0].state is ModelState.QUARANTINED)
+        assert await ask(gateway, request(model="c"))
+        assert {entry.name for entry in account.entries()} == {"b", "c"}
+        with pytest.raises(EngineError, match=r"quarantined: .*SIGKILL"):
+            await gateway.submit(request(model="a"))
+        assert states(gateway) == ["quarantined", "ready", "ready"]
+
+
+async def test_who_waits_for_a_restart_when_the_server_stops_is_told_that() -> None:
+    """503 and to send it again, like everybody else, not that the model is at fault."""
+    settings = settings_with(restart_backoff_s=60.0)
+    async with serving(heavy("a"), settings=settings) as (gateway, _):
+        pid = gateway.models()[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: gateway.models()[0].state is ModelState.RESTARTING)
+        waiting = asyncio.ensure_future(gateway.submit(request(model="a")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await gateway.stop()
+        with pytest.raises(Busy, match="shutting down"):
+            await waiting
+
+
+async def test_a_forced_request_has_its_model_loaded_where_it_does_not_fit() -> None:
+    """Idle models give way first; beside those that work it is forced in, where that is allowed."""
+    settings = Settings(models=ModelSettings(allow_force=True))
+    async with serving(*map(roomy, "abc"), settings=settings) as (gateway, account):
+        assert await ask(gateway, request(model="c", force=True))
+        assert not account.entry("c").is_forced
+        names = [status.name for status in gateway.models() if status.state is ModelState.READY]
+        working = [await gateway.submit(request(model=n, max_tokens=LONG)) for n in names]
+        [left] = {"a", "b", "c"} - {*names}
+        refused = asyncio.ensure_future(gateway.submit(request(model=left)))
+        forced = asyncio.ensure_future(ask(gateway, request(model=left, force=True)))
+        with pytest.raises(Busy, match="has no room while"):
+            await refused
+        assert await forced
+        assert account.entry(left).is_forced
+        for answer in working:
+            answer.cancel()
 
 
 async def test_stopping_while_a_model_is_being_loaded_tells_those_who_wait() -> None:
@@ -299,6 +381,24 @@ async def test_a_request_without_memory_is_refused_unless_forced(allow_force: bo
         readings.others_bytes = 3 * GB
         await until(lambda: (gateway.statement() or pytest.fail()).others_bytes == 3 * GB)
         assert await ask(gateway, request(max_tokens=400))
+
+
+@pytest.mark.usefixtures("often_read")
+async def test_memory_that_went_while_a_request_waited_is_noticed() -> None:
+    """It is refused when its turn comes, as it would be if it came then."""
+    readings = Readings()
+    plan = heavy("toy", 1 * GB, 8 * GB, context_tokens=2 * LONG, kv_tokens=2 * LONG)
+    async with serving(plan, read_machine=readings) as (gateway, _):
+        await until(measured(gateway))
+        running = await gateway.submit(request(max_tokens=LONG + LONG // 2))
+        waiting = asyncio.ensure_future(gateway.submit(request(max_tokens=LONG)))
+        await gateway.worker_stats("toy")
+        readings.others_bytes = 14_990_000_000
+        await until(lambda: (gateway.statement() or pytest.fail()).others_bytes > 14 * GB)
+        assert not waiting.done()
+        running.cancel()
+        with pytest.raises(Busy, match="other programs hold memory"):
+            await waiting
 
 
 async def test_force_never_passes_the_pool() -> None:
@@ -393,8 +493,25 @@ async def test_a_context_that_nobody_asked_for_gives_way(flexible: bool, demo: M
             await gateway.submit(request(model=name, prompt="def f(", max_tokens=5))
         )
         assert answers[0][-1].finish_reason is FinishReason.LENGTH
+    assert loaded.context_tokens == plan.context_tokens
     assert said == [
         f"{name}: {plan.memory.total_bytes / 2**30:.2f} GiB for a context of "
         f"{plan.context_tokens} with f16 KV is more than fits comfortably, so it gets "
-        f"{loaded.context_tokens} with {loaded.kv_type_k} KV; --ctx asks for more"
+        f"{loaded.kv_type_k} KV, {loaded.memory.total_bytes / 2**30:.2f} GiB in all"
     ]
+
+
+async def test_a_context_that_was_made_shorter_is_said_and_in_every_answer() -> None:
+    """The operator is told at the start, with the flag that asks for more; clients by the plan."""
+    said = list[str]()
+
+    def fit(wish: Plan, machine: MachineSpec, room: Room) -> Plan:
+        return msgspec.structs.replace(heavy("a", 4 * GB), context_tokens=256)
+
+    wish = heavy("a", 12 * GB)
+    async with serving(wish, fit=fit, say=said.append) as (gateway, _):
+        answer = await gateway.submit(request(model="a"))
+        assert answer.plan.context_tokens == gateway.models()[0].plan.context_tokens == 256
+        await collect(answer)
+    assert len(said) == 1
+    assert said[0].endswith("it gets a context of 256, 3.73 GiB in all; --ctx asks for more")

@@ -94,8 +94,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     allow_force: Annotated[
         bool,
         Meta(
-            description='Whether a request may say `"brim": {"force": true}`: run although other '
-            "programs hold memory that it may need."
+            description='Whether a request may say `"brim": {"force": true}`: load its model and '
+            "run although memory that they may need is not free."
         ),
     ] = False
 

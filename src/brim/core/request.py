@@ -33,4 +33,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     template_variables: dict[str, Any] = {}
     """Extra variables for the chat template, as in `chat_template_kwargs`."""
     force: bool = False
-    """Run it even where other programs hold memory that it may need; never beyond the KV pool."""
+    """Load its model although it does not fit, and run although other programs hold memory that it
+    may need; never beyond the KV pool."""

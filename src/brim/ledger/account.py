@@ -121,7 +121,7 @@ class Account:
             verdict, asked = Verdict.NO, peak
             limit = Limit(budget.tight.num_bytes, f"{budget.tight.binding}, while it loads")
         charges = {name: entry.charged_bytes for name, entry in self._entries.items()}
-        ways = ways_to_fit(wanted, limit, charges, machine)
+        ways = ways_to_fit(wanted, limit, charges, machine, asked_bytes=asked)
         return _grant(verdict, asked, planned, charged, limit, ways)
 
     def ask_all(
@@ -236,25 +236,24 @@ class Account:
         """Bytes that a request could still make its model take and that are not free any more.
 
         A pool is granted as a whole, so a request is only short where other programs have taken
-        what the model was granted and does not hold yet.  0 for a model that was forced in: whoever
-        loaded it has accepted that.
+        what the model was granted and does not hold yet.  What requests that were admitted before
+        it can still take, of any model, is not free to it.  0 for a model that was forced in:
+        whoever loaded it has accepted that.
 
         Args:
             name: The model.
-            num_kv_tokens: The request's bound.
+            num_kv_tokens: The request's bound; 0 where the pool has reserved it already.
             machine: A fresh reading.
 
         Raises:
             KeyError: No such entry.
         """
         entry = self._entries[name]
-        if entry.is_forced:
+        growth = self._growth_bytes(entry, num_kv_tokens)
+        if entry.is_forced or not growth:
             return 0
-        pool = self._pools.get(name)
-        num_bytes = entry.terms.kv_bytes
-        if pool is not None:
-            num_bytes = -(-num_bytes * num_kv_tokens // max(1, pool.kv_tokens))
-        growth = min(num_bytes, entry.charged_bytes - entry.held_bytes)
+        for other in self._entries.values():
+            growth += 0 if other is entry else self._growth_bytes(other)
         held = sum(each.held_bytes for each in self._entries.values())
         free = self._budget(machine).tight.num_bytes - held
         return max(0, growth - max(0, free))
@@ -269,6 +268,17 @@ class Account:
             self._budget(machine),
             self.charged_bytes,
         )
+
+    def _growth_bytes(self, entry: Entry, num_kv_tokens: int = 0) -> int:
+        """Most that a model may still take for what it has admitted and for a request more.
+
+        What was admitted counts in full: nobody knows how much of it is in `held_bytes` already.
+        """
+        pool, num_bytes = self._pools.get(entry.name), entry.terms.kv_bytes
+        if pool is not None:
+            num_tokens = min(pool.kv_tokens, pool.reserved_tokens + num_kv_tokens)
+            num_bytes = -(-num_bytes * num_tokens // max(1, pool.kv_tokens))
+        return min(num_bytes, entry.charged_bytes - entry.held_bytes)
 
     def _replace(self, name: str, **changes: object) -> None:
         self._entries[name] = msgspec.structs.replace(self._entries[name], **changes)
@@ -304,10 +314,9 @@ def _grant(
 def refusal(name: str, grant: Grant) -> str:
     """One sentence for a grant of NO: the bytes short, the binding term, and what would help."""
     ways = "; or ".join([*grant.ways_to_fit, "load it anyway with --force"])
-    planned = ""
-    if grant.planned_bytes and grant.planned_bytes != grant.asked_bytes:
-        planned = f" ({gib(grant.planned_bytes)} planned)"
+    asked, planned = gib(grant.asked_bytes), gib(grant.planned_bytes)
+    beside = f" ({planned} planned)" if grant.planned_bytes and planned != asked else ""
     return (
-        f"{name} needs {gib(grant.asked_bytes)}{planned}, {gib(grant.short_bytes)} more than is "
-        f"free ({gib(grant.budget_bytes)} by {grant.binding}): {ways}"
+        f"{name} needs {asked}{beside}, {gib(grant.short_bytes)} more than is free "
+        f"({gib(grant.budget_bytes)} by {grant.binding}): {ways}"
     )

@@ -23,6 +23,7 @@ from brim.core.machine import MachineSpec
 from brim.errors import Busy
 from brim.ledger.processes import process_tree, start_time
 from brim.machine.process import process_memory
+from brim.telemetry.events import log_event
 
 LOCK_LIMIT_S = 10.0
 """Longer than any reading of a machine with many workers; who holds the lock longer hangs."""
@@ -81,7 +82,11 @@ class Page:
             return self._others()
 
     def write(self, promises: Sequence[tuple[str, int]]) -> None:
-        """Put (name, bytes) in the place of all that this process wrote before."""
+        """Put (name, bytes) in the place of all that this process wrote before.
+
+        Where the file takes nothing, such as on a full disk, others see only what our processes
+        hold, which is better than no server: it is said, and not raised.
+        """
         book = self._book
         own = [
             Promise(pid=book.pid, started_unix_s=book.started_unix_s, name=name, num_bytes=size)
@@ -90,8 +95,11 @@ class Page:
         with self._in_use:
             if self._fd >= 0:
                 data = msgspec.json.encode([*self._others(), *own])
-                os.pwrite(self._fd, data, 0)
-                os.ftruncate(self._fd, len(data))
+                try:
+                    os.pwrite(self._fd, data, 0)
+                    os.ftruncate(self._fd, len(data))
+                except OSError as exc:
+                    log_event("ledger_book_unusable", reason=exc)
 
     def close(self) -> None:
         """Unlock the book; safe more than once."""
@@ -103,13 +111,14 @@ class Page:
     def _others(self) -> list[Promise]:
         """Lines of other processes that run.
 
-        A damaged file is an empty one: servers write theirs again with every reading.
+        A file that is damaged or cannot be read is an empty one: servers write their lines again
+        with every reading.
         """
         if self._fd < 0:
             return []
         try:
             found = msgspec.json.decode(os.pread(self._fd, MAX_BOOK_BYTES, 0), type=list[Promise])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, OSError):
             return []
         book = self._book
         return [each for each in found if each.pid != book.pid and book.is_running(each)]
@@ -173,22 +182,30 @@ def beside(machine: MachineSpec, promises: Sequence[Promise]) -> MachineSpec:
     """The reading in which what other processes were granted counts as used.
 
     What they hold in anonymous memory is in every reading already; the rest of each grant, mapped
-    weights and KV that was not touched yet, looks free to everybody else and is added.
+    weights and KV that was not touched yet, looks free to everybody else and is added.  What the
+    GPU may keep resident is one limit for all of them, so that their grants are taken off it.
     """
-    unseen = sum(_unseen_bytes(pid, promised) for pid, promised in _sums(promises).items())
-    if not unseen:
+    promised = _sums(promises)
+    unseen = sum(max(0, size - _dirty_bytes(pid)) for pid, size in promised.items())
+    changes: dict[str, int] = {}
+    if unseen:
+        changes["others_bytes"] = machine.others_bytes + unseen
+    if machine.gpu_limit_bytes is not None and promised:
+        changes["gpu_limit_bytes"] = max(0, machine.gpu_limit_bytes - sum(promised.values()))
+    if not changes:
         return machine
-    measured = machine.sources.get("others_bytes", "measured")
-    sources = {**machine.sources, "others_bytes": f"{measured}; and plans of other brim servers"}
-    return msgspec.structs.replace(
-        machine, others_bytes=machine.others_bytes + unseen, sources=sources
-    )
+    words = {
+        "others_bytes": "and plans of other brim servers",
+        "gpu_limit_bytes": "less plans of other brim servers",
+    }
+    sources = {f: f"{machine.sources.get(f, 'measured')}; {words[f]}" for f in changes}
+    return msgspec.structs.replace(machine, sources=machine.sources | sources, **changes)
 
 
-def _unseen_bytes(pid: int, promised_bytes: int) -> int:
+def _dirty_bytes(pid: int) -> int:
+    """Anonymous memory of a process and of all that it started."""
     held = (process_memory(each) for each in process_tree(pid))
-    dirty_bytes = sum(memory.dirty_bytes for memory in held if memory is not None)
-    return max(0, promised_bytes - dirty_bytes)
+    return sum(memory.dirty_bytes for memory in held if memory is not None)
 
 
 def _sums(promises: Sequence[Promise]) -> dict[int, int]:

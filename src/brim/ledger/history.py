@@ -134,7 +134,10 @@ class ForecastHistory:
             num_refused, is_newest = 0, True
             for term, planned, measured in connection.execute(
                 "SELECT term, planned_bytes, measured_bytes FROM forecast WHERE fingerprint = ? "
-                "AND engine = ? AND machine = ? ORDER BY id DESC",
+                "AND engine = ? AND machine = ? "
+                # A column keeps whatever somebody wrote into it.
+                "AND typeof(planned_bytes) = 'integer' AND typeof(measured_bytes) = 'integer' "
+                "ORDER BY id DESC",
                 msgspec.structs.astuple(subject),
             ):
                 if term == REFUSED:

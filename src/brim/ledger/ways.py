@@ -73,7 +73,12 @@ def gib(num_bytes: int) -> str:
 
 
 def ways_to_fit(
-    wanted: Plan | MemoryTerms, limit: Limit, charges: Mapping[str, int], machine: MachineSpec
+    wanted: Plan | MemoryTerms,
+    limit: Limit,
+    charges: Mapping[str, int],
+    machine: MachineSpec,
+    *,
+    asked_bytes: int,
 ) -> tuple[str, ...]:
     """The three cheapest things to do, each of which alone brings the wish under the limit.
 
@@ -82,17 +87,20 @@ def ways_to_fit(
         limit: The bound that it went over.
         charges: What each granted model costs, by name.
         machine: The reading that the limit came from.
+        asked_bytes: What the wish costs there: more than planned where past errors or a load peak
+            count; another plan's bytes are taken to grow alike.
     """
     free = limit.num_bytes - sum(charges.values())
     terms = wanted.memory if isinstance(wanted, Plan) else wanted
-    ways = list(_by_evicting(terms, free, charges))
+    ways = list(_by_evicting(asked_bytes, free, charges))
     if isinstance(wanted, Plan):
-        ways += _by_options(wanted, free, machine)
-        ways += _by_file(wanted, free)
+        planned_free = free * min(terms.total_bytes, asked_bytes) // max(1, asked_bytes)
+        ways += _by_options(wanted, planned_free, machine)
+        ways += _by_file(wanted, planned_free)
     if limit.num_bytes >= budget_of(machine).tight.num_bytes:
         # What fits, if not with comfort, needs no other machine.
-        ways += _by_machine(terms, sum(charges.values()), machine)
-    short = terms.total_bytes - free
+        ways += _by_machine(asked_bytes, sum(charges.values()), machine)
+    short = asked_bytes - free
     if limit.binding.startswith("ram minus others") and machine.others_bytes >= short:
         ways.append(Way(Cost.PROGRAMS, f"close other programs that use {gib(short)}"))
     # Sorting is stable: of equal cost, the order above stays.
@@ -117,10 +125,10 @@ def replan(
     )
 
 
-def _by_evicting(terms: MemoryTerms, free_bytes: int, charges: Mapping[str, int]) -> Iterable[Way]:
+def _by_evicting(asked_bytes: int, free_bytes: int, charges: Mapping[str, int]) -> Iterable[Way]:
     """Models of which one alone gives enough back, smallest first."""
     for name, charged in sorted(charges.items(), key=lambda item: item[1]):
-        if free_bytes + charged >= terms.total_bytes:
+        if free_bytes + charged >= asked_bytes:
             yield Way(Cost.EVICT, f"stop {name} ({gib(charged)})")
 
 
@@ -172,9 +180,9 @@ def _by_file(plan: Plan, free_bytes: int) -> Iterable[Way]:
     )
 
 
-def _by_machine(terms: MemoryTerms, charged: int, machine: MachineSpec) -> Iterable[Way]:
+def _by_machine(asked_bytes: int, charged: int, machine: MachineSpec) -> Iterable[Way]:
     """The smallest usual machine that would have room, its GPU's share as it is here."""
-    needed = charged + max(terms.total_bytes, terms.load_peak_bytes)
+    needed = charged + asked_bytes
     for size in RAM_SIZES_GIB:
         ram_bytes, share = size * GIB, machine.gpu_limit_bytes
         if share is not None:

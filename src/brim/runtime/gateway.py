@@ -160,9 +160,9 @@ class Gateway:
         """
         return await self._host(model).worker_stats()
 
-    async def ensure_loaded(self, host: ModelHost) -> None:
+    async def ensure_loaded(self, host: ModelHost, *, force: bool) -> None:
         """See `runtime.model_host.Seat`."""
-        await self._residency.ensure_loaded(host)
+        await self._residency.ensure_loaded(host, force=force)
 
     def short_of_growth(self, name: str, num_kv_tokens: int) -> int:
         """See `runtime.model_host.Seat`."""

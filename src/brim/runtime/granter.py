@@ -6,6 +6,7 @@ The account itself is touched on the event loop alone; files and readings are of
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 
 import msgspec
@@ -22,6 +23,10 @@ from brim.ledger.kv import KvAccount
 from brim.planner.fit import Room
 from brim.runtime.forecast_errors import new_load_id, subject_of
 from brim.telemetry.events import log_event
+
+REFUSAL_PERIOD_S = 60.0
+"""Between two refusals of a model that count: clients that try again and a start that waits ask
+every few seconds, and would wear out in a minute what its loads have taught."""
 
 Fit = Callable[[Plan, MachineSpec, Room], Plan]
 """A plan for the room that is left, at most as large as the one that is wished for."""
@@ -53,6 +58,7 @@ class Granter:
         self._history = history
         self._fit = fit
         self._machine: MachineSpec | None = None
+        self._next_refusal_s: dict[str, float] = {}
 
     async def grant(self, wish: Plan, *, force: bool) -> tuple[Plan, Grant, KvAccount]:
         """Enter a model into the account.
@@ -76,8 +82,7 @@ class Granter:
                 )
             except DoesNotFit:
                 if self._account.ask(plan, machine).verdict is not Verdict.NO:
-                    subject = subject_of(plan, machine)
-                    await asyncio.to_thread(self._history.record_refusal, subject, new_load_id())
+                    await self._note_refusal(plan, machine)
                 raise
             try:
                 await self._write(page)
@@ -100,6 +105,8 @@ class Granter:
             machine = await self._read(page)
         past = await self._past(wish, machine)
         if others_bytes is not None:
+            # Anew, without what other brim processes were granted.
+            machine = await asyncio.to_thread(self._read_machine)
             machine = msgspec.structs.replace(machine, others_bytes=others_bytes)
         room = self._account.room(machine, without=without)
         plan = await asyncio.to_thread(self._suited, wish, machine, past, room)
@@ -148,6 +155,15 @@ class Granter:
         if wish.memory.total_bytes <= smaller.comfortable_bytes:
             return wish
         return self._fit(wish, machine, smaller)
+
+    async def _note_refusal(self, plan: Plan, machine: MachineSpec) -> None:
+        """Have the correction that alone stood in the way of a load age."""
+        name, now_s = plan.model.name, time.monotonic()
+        if now_s < self._next_refusal_s.get(name, now_s):
+            return
+        self._next_refusal_s[name] = now_s + REFUSAL_PERIOD_S
+        subject = subject_of(plan, machine)
+        await asyncio.to_thread(self._history.record_refusal, subject, new_load_id())
 
     async def _past(self, wish: Plan, machine: MachineSpec) -> PastErrors:
         subject = subject_of(wish, machine)

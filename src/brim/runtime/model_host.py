@@ -16,7 +16,7 @@ from brim.core.answer import Delta, FinishReason
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.core.request import Request
-from brim.errors import BrimError, Busy, WorkerDied
+from brim.errors import BrimError, Busy, EngineError, WorkerDied
 from brim.ledger.history import ForecastHistory
 from brim.ledger.kv import KvAccount
 from brim.ledger.ways import gib
@@ -57,8 +57,12 @@ class Running(NamedTuple):
 class Seat(Protocol):
     """The model's place in memory, as the gateway looks after it."""
 
-    async def ensure_loaded(self, host: "ModelHost") -> None:
+    async def ensure_loaded(self, host: "ModelHost", *, force: bool) -> None:
         """Return when the model is in memory.
+
+        Args:
+            host: The model.
+            force: Load it even where it does not fit.
 
         Raises:
             BrimError: It cannot be now, or not at all.
@@ -99,6 +103,7 @@ class ModelHost:
         self._absence = ""
         self._record: LoadRecord | None = None
         self._num_deaths_before = 0
+        self._num_failed_loads = 0
         self._longest_tokens = 0
         self._kv = KvQueue(KvAccount(wish.kv_tokens))
         self._tickets = itertools.count(1)
@@ -126,7 +131,7 @@ class ModelHost:
         loaded = supervisor.loaded
         return ModelStatus(
             name=self.name,
-            state=ModelState.UNLOADED if self._absence else supervisor.state,
+            state=self._state,
             reason=self._absence or supervisor.reason,
             created_unix_s=supervisor.started_unix_s,
             plan=self.plan,
@@ -139,6 +144,18 @@ class ModelHost:
             worker_stats=self._worker_stats,
             forecast_errors=() if self._record is None else self._record.errors(),
         )
+
+    def check_loadable(self) -> None:
+        """Refuse to load what failed each time that it was loaded: others gave way to it in vain.
+
+        Raises:
+            EngineError: The model is quarantined.
+        """
+        if self._state is ModelState.QUARANTINED:
+            raise EngineError(
+                f"model '{self.name}' is quarantined: {self._absence}, {self._num_failed_loads} "
+                "times in a row; start brim again, with another file or a smaller --context"
+            )
 
     def defer(self, reason: str) -> None:
         """Leave it out of memory until it is asked for."""
@@ -163,15 +180,21 @@ class ModelHost:
             await self._supervisor.start()
         except BaseException as exc:
             self._absence = f"it could not be loaded: {exc}"
+            self._num_failed_loads += isinstance(exc, BrimError)
             raise
-        self._is_loaded, self._longest_tokens = True, 0
+        self._is_loaded, self._longest_tokens, self._num_failed_loads = True, 0, 0
         self._record = LoadRecord(self.plan, machine, self._history)
         if self._supervisor.loaded is not None:
             await self._record.loaded(self._supervisor.loaded.footprint)
 
     async def unload(self, reason: str) -> None:
-        """Take an idle model out of memory; its process is gone when this returns."""
+        """Take an idle model out of memory; its process is gone when this returns.
+
+        A model in quarantine has none, and stays there: its next request must not load it again.
+        """
         assert self.is_idle
+        if self._supervisor.state is ModelState.QUARANTINED:
+            return
         self._is_loaded, self._absence = False, reason
         await self._supervisor.stop()
         self.resident_bytes = self._worker_stats = None
@@ -184,15 +207,15 @@ class ModelHost:
         self.last_used_s = time.monotonic()
         try:
             if not self._is_loaded:
-                await self._seat.ensure_loaded(self)
-            worker = await self._supervisor.worker()
+                await self._seat.ensure_loaded(self, force=request.force)
+            worker = await self._worker()
             try:
                 return await self._admit(worker, request)
             except WorkerDied:
                 # It was not started: nothing of it has happened yet, so it is prepared once more.
                 # Not more often, lest a prompt that kills workers take three of them.
                 self._check_draining()
-            return await self._admit(await self._supervisor.worker(), request)
+            return await self._admit(await self._worker(), request)
         finally:
             self._num_submitting -= 1
 
@@ -237,6 +260,21 @@ class ModelHost:
         self._is_loaded, self._absence = False, ""
         await self._supervisor.stop()
 
+    @property
+    def _state(self) -> ModelState:
+        if self._num_failed_loads >= self._settings.worker.deaths_before_quarantine:
+            return ModelState.QUARANTINED
+        return ModelState.UNLOADED if self._absence else self._supervisor.state
+
+    async def _worker(self) -> WorkerProcess:
+        """The worker; see `Supervisor.worker`."""
+        try:
+            return await self._supervisor.worker()
+        except EngineError:
+            # Of a model that stopped while the request waited for it, the server's end is the news.
+            self._check_draining()
+            raise
+
     async def _admit(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
         ticket = next(self._tickets)
         started_s = time.monotonic()
@@ -265,6 +303,8 @@ class ModelHost:
             self._check_growth(kv_tokens, request)
             await self._kv.acquire(str(ticket), kv_tokens)
             self._check_draining()
+            # It may have waited for minutes, in which others took memory or were admitted.
+            self._check_growth(0, request)
             worker.start(ticket, max_tokens)
         except BaseException:
             # The client's leaving is one of these: the worker must not hold its prompt for ever.

@@ -10,8 +10,8 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 
-from brim.core.plan import Grant, Verdict
-from brim.errors import BrimError, Busy, DoesNotFit
+from brim.core.plan import Grant, Plan, Verdict
+from brim.errors import BrimError, Busy, CapacityError, DoesNotFit
 from brim.ledger.account import Account
 from brim.ledger.ways import gib
 from brim.runtime.granter import Granter
@@ -89,8 +89,12 @@ class Residency:
             self._is_starting = False
             self._note_progress()
 
-    async def ensure_loaded(self, host: ModelHost) -> None:
+    async def ensure_loaded(self, host: ModelHost, *, force: bool = False) -> None:
         """Return when the model is in memory; whoever leaves meanwhile does not stop the load.
+
+        Args:
+            host: The model.
+            force: Load it even where it does not fit once idle models have given way.
 
         Raises:
             Busy: What holds its memory works, or belongs to other programs.
@@ -103,20 +107,29 @@ class Residency:
             if self._is_stopped:
                 raise _shutting_down()
             name = host.name
-            task = self._loading.get(name)
+            task, is_own = self._loading.get(name), False
             if task is None:
-                task = asyncio.get_running_loop().create_task(
-                    self._load_on_demand(host), name=f"loading {name}"
-                )
-                self._loading[name] = task
-                task.add_done_callback(functools.partial(self._forget, name))
+                task, is_own = self._begin_load(host, force), True
             try:
                 await asyncio.shield(task)
+            except CapacityError:
+                # The load of others may have been refused for want of our force.
+                if is_own or not force:
+                    raise
             except asyncio.CancelledError:
                 current = asyncio.current_task()
                 if task.cancelled() and current is not None and not current.cancelling():
                     raise _shutting_down() from None
                 raise
+
+    def _begin_load(self, host: ModelHost, force: bool) -> "asyncio.Task[None]":
+        """One load for all who ask for the model while it lasts."""
+        task = asyncio.get_running_loop().create_task(
+            self._load_on_demand(host, force), name=f"loading {host.name}"
+        )
+        self._loading[host.name] = task
+        task.add_done_callback(functools.partial(self._forget, host.name))
+        return task
 
     async def stop(self) -> None:
         """End loads that are under way and begin no others; safe more than once."""
@@ -165,15 +178,18 @@ class Residency:
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    async def _load_on_demand(self, host: ModelHost) -> None:
+    async def _load_on_demand(self, host: ModelHost, force: bool) -> None:
         async with self._one_at_a_time:
             if host.is_loaded:
                 return
-            await self._make_room(host)
+            host.check_loadable()
+            await self._make_room(host, force)
             await self._load(host)
 
-    async def _make_room(self, host: ModelHost) -> None:
+    async def _make_room(self, host: ModelHost, force: bool) -> None:
         """Have a model granted, evicting idle ones, least recently used first, as far as needed.
+
+        Where that does not make room, a load that is forced is granted all the same.
 
         Raises:
             Busy: It would fit in the place of models that work, or of other programs.
@@ -183,13 +199,20 @@ class Residency:
             try:
                 return await self._grant(host)
             except DoesNotFit as error:
-                if not await self._evict_for(host):
-                    raise await self._no_room(host, error) from None
+                if await self._evict_for(host):
+                    continue
+                if force:
+                    return await self._grant(host, force=True)
+                raise await self._no_room(host, error) from None
 
     async def _evict_for(self, host: ModelHost) -> bool:
         """Evict as few idle models as make room; False where all of them would not."""
         candidates = sorted(
-            (each for each in self._hosts.values() if each.is_loaded and each.is_idle),
+            (
+                each
+                for name, each in self._hosts.items()
+                if each.is_loaded and each.is_idle and name in self._account
+            ),
             key=lambda each: each.last_used_s,
         )
         for num in range(1, len(candidates) + 1):
@@ -232,10 +255,10 @@ class Residency:
             )
         return error
 
-    async def _grant(self, host: ModelHost) -> None:
-        plan, grant, pool = await self._granter.grant(host.wish, force=self._force)
+    async def _grant(self, host: ModelHost, *, force: bool = False) -> None:
+        plan, grant, pool = await self._granter.grant(host.wish, force=force or self._force)
         if plan is not host.wish and plan != host.wish:
-            self._say(_changed(host, plan.context_tokens, plan.kv_type_k))
+            self._say(_changed(host.wish, plan))
         host.take(plan, pool)
         self.grants[host.name] = grant
 
@@ -276,10 +299,15 @@ def _shutting_down() -> Busy:
     return Busy("the server is shutting down; send the request again", retry_after_s=5.0)
 
 
-def _changed(host: ModelHost, context_tokens: int, kv_type: str) -> str:
-    wish = host.wish
+def _changed(wish: Plan, plan: Plan) -> str:
+    gets, hint = [], ""
+    if plan.context_tokens != wish.context_tokens:
+        gets, hint = [f"a context of {plan.context_tokens}"], "; --ctx asks for more"
+    if plan.kv_type_k != wish.kv_type_k:
+        gets.append(f"{plan.kv_type_k} KV")
     return (
-        f"{host.name}: {gib(wish.memory.total_bytes)} for a context of {wish.context_tokens} with "
-        f"{wish.kv_type_k} KV is more than fits comfortably, so it gets {context_tokens} with "
-        f"{kv_type} KV; --ctx asks for more"
+        f"{wish.model.name}: {gib(wish.memory.total_bytes)} for a context of {wish.context_tokens} "
+        f"with {wish.kv_type_k} KV is more than fits comfortably, so it gets "
+        f"{' with '.join(gets) or 'load options that favour memory'}, "
+        f"{gib(plan.memory.total_bytes)} in all{hint}"
     )

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No settings or running servers of whoever runs the tests; gives the runtime directory."""
+    """No settings, servers or past loads of whoever runs the tests; gives the runtime directory."""
     for name in list(os.environ):
         if name.startswith("BRIM_"):
             monkeypatch.delenv(name)
@@ -17,4 +17,5 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BRIM_CONFIG", str(config))
     runtime = tmp_path / "runtime"
     monkeypatch.setattr("brim.cli.state.state_directory", lambda: runtime)
+    monkeypatch.setattr("brim.cli.neighbours.history_directory", lambda: tmp_path / "history")
     return runtime

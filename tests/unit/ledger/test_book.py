@@ -13,7 +13,7 @@ import pytest
 from brim.core.machine import MachineSpec
 from brim.errors import Busy
 from brim.ledger import book as book_module
-from brim.ledger.book import Book, Promise, beside
+from brim.ledger.book import Book, Page, Promise, beside
 from brim.ledger.processes import process_tree, start_time
 
 
@@ -119,6 +119,20 @@ def test_a_closed_page_takes_nothing(path: Path) -> None:
     assert path.read_bytes() == b""
 
 
+def test_a_book_that_takes_nothing_is_said_and_not_raised(
+    path: Path, neighbour: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk, or another fault of it, grants go on and an event says why."""
+    with Book(path, pid=neighbour).open() as page:
+        page.write([("a", 5)])
+    with Page(os.open(path, os.O_RDONLY), Book(path)) as page:
+        page.write([("b", 7)])
+        assert [each.name for each in page.others()] == ["a"]
+    with Page(os.open(path, os.O_WRONLY), Book(path)) as page:
+        assert page.others() == []
+    assert capsys.readouterr().err.count("ledger_book_unusable") == 1
+
+
 def test_promises_count_as_used_less_what_their_process_holds(neighbour: int) -> None:
     """Only what does not show in a reading yet is added, and the source says so."""
     machine = MachineSpec(name="m", system="linux", ram_bytes=10**12, others_bytes=10)
@@ -128,6 +142,19 @@ def test_promises_count_as_used_less_what_their_process_holds(neighbour: int) ->
     assert added.sources["others_bytes"].endswith("plans of other brim servers")
     small = msgspec.structs.replace(promise, num_bytes=1)
     assert beside(machine, [small]) is machine
+    assert beside(machine, []) is machine
+
+
+def test_the_gpu_limit_is_shared_with_other_processes(neighbour: int) -> None:
+    """Two servers together are not granted more than the GPU keeps resident for one."""
+    machine = MachineSpec(
+        name="m", system="darwin", ram_bytes=100, others_bytes=10, gpu_limit_bytes=60
+    )
+    promise = Promise(pid=neighbour, started_unix_s=0.0, name="a", num_bytes=40)
+    left = beside(machine, [promise])
+    assert (left.gpu_limit_bytes, left.others_bytes) == (20, 10), "it holds more than 40 bytes"
+    assert left.sources["gpu_limit_bytes"].endswith("less plans of other brim servers")
+    assert beside(machine, [promise, promise]).gpu_limit_bytes == 0
     assert beside(machine, []) is machine
 
 

@@ -111,6 +111,15 @@ def test_a_file_of_another_schema_is_put_aside(store: ForecastHistory, path: Pat
     assert store.past_errors(SUBJECT).ratios == {"kv_bytes": (1.1,)}
 
 
+def test_rows_that_somebody_else_wrote_are_left_out(store: ForecastHistory, path: Path) -> None:
+    """SQLite keeps words in a column of integers; such a row teaches nothing and harms nobody."""
+    store.record(SUBJECT, "1", {"kv_bytes": (100, 110), "weights_bytes": (100, 100)})
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE forecast SET measured_bytes = 'many' WHERE term = 'kv_bytes'")
+    connection.close()
+    assert store.past_errors(SUBJECT).ratios == {"weights_bytes": (1.0,)}
+
+
 def test_a_place_that_cannot_be_written_costs_the_history_alone(tmp_path: Path) -> None:
     """Nothing is raised: nothing is known, and that is counted."""
     (tmp_path / "file").write_text("")

@@ -17,6 +17,8 @@ from brim.ledger.account import Account
 from brim.ledger.book import Book
 from brim.ledger.history import ForecastHistory
 from brim.planner.fit import Room
+from brim.runtime import granter as granter_module
+from brim.runtime.forecast_errors import subject_of
 from brim.runtime.granter import Granter
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +80,18 @@ async def test_what_others_were_granted_is_not_granted_again(
     assert ours.statement() is not None
 
 
+async def test_without_others_the_gpu_is_ours_again(path: Path, history: ForecastHistory) -> None:
+    """What other servers have of the GPU's limit comes back when they end: waiting helps."""
+    with Book(path, pid=os.getppid()).open() as page:
+        page.write([("theirs", 500 * GB)])
+    machine = msgspec.structs.replace(MACHINE, gpu_limit_bytes=10 * GB)
+    ours = Granter(
+        Account(), read_machine=lambda: machine, book=Book(path), history=history, fit=None
+    )
+    assert (await ours.trial(plan(5 * GB))).verdict is Verdict.NO
+    assert (await ours.trial(plan(5 * GB), others_bytes=0)).verdict is Verdict.COMFORTABLE
+
+
 async def test_who_leaves_while_waiting_for_the_book_does_not_keep_it(
     path: Path, history: ForecastHistory
 ) -> None:
@@ -102,6 +116,26 @@ async def test_a_book_that_cannot_be_used_does_not_stop_a_server(
     ours = granter(Account(), history, Book(tmp_path / "file" / "grants.json"))
     assert (await ours.grant(plan(5 * GB), force=False))[1].verdict is Verdict.COMFORTABLE
     assert "ledger_book_unusable" in capsys.readouterr().err
+
+
+async def test_a_model_that_is_asked_for_again_and_again_keeps_its_correction(
+    history: ForecastHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the refusals of a minute one ages it: clients that try again wear nothing out."""
+    wish = plan(11 * GB)
+    subject = subject_of(wish, MACHINE)
+    history.record(subject, "load", {"weights_bytes": (11 * GB, 20 * GB)})
+    ours = granter(Account(), history, None)
+    for _ in range(3):
+        with pytest.raises(DoesNotFit):
+            await ours.grant(wish, force=False)
+    assert history.past_errors(subject).num_refused == 1
+    monkeypatch.setattr(granter_module, "REFUSAL_PERIOD_S", 0.0)
+    ours = granter(Account(), history, None)
+    for _ in range(3):
+        with pytest.raises(DoesNotFit):
+            await ours.grant(wish, force=False)
+    assert history.past_errors(subject).num_refused == 4
 
 
 async def test_a_wish_that_fits_is_kept_and_another_suited_to_the_room(

@@ -5,6 +5,7 @@ loaded: whoever starts it sets the environment.  Orders and answers are JSON lin
 input and output; between orders it sleeps.
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -52,6 +53,11 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
     depth: int = 0
     samples_s: tuple[float, ...]
     """Of decode, seconds for each token."""
+
+    @property
+    def seconds(self) -> float:
+        """Median of the samples."""
+        return statistics.median(self.samples_s)
 
 
 class Ran(msgspec.Struct, frozen=True, kw_only=True):

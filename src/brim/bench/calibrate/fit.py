@@ -28,6 +28,12 @@ runs differ by, on a 2-core VM."""
 REWEIGHTINGS = 6
 """Turns after which weights no longer move by a percent."""
 
+CACHED_BYTES = 64 * 1024 * 1024
+"""Below it a stand-in's weights may stay in a last-level cache from token to token."""
+
+CACHED = "cached bytes"
+"""The unit of such weights; no model that anyone would plan for has it."""
+
 MIN_SPREAD = 0.05
 """A machine is never steadier than this from one minute to the next, whatever one run shows."""
 
@@ -120,7 +126,7 @@ def fit_costs(samples: Sequence[SpeedSample]) -> tuple[FittedCosts, ...]:
                 num_threads=num_threads,
                 num_batch_threads=num_batch_threads,
                 wait_policy=policy,
-                decode_s=decode_s,
+                decode_s={name: cost for name, cost in decode_s.items() if name != CACHED},
                 prefill_s=prefill_s,
                 decode_ratio_low=decode_low,
                 decode_ratio_high=decode_high,
@@ -169,16 +175,24 @@ def fit_load(
 
 
 def _amounts(sample: SpeedSample) -> Terms:
+    """Units of a sample; weights that fit into a cache have a unit of their own.
+
+    They are read faster than memory gives them, which would pass for fixed costs of nothing.
+    """
     setting = sample.setting
     kv = KvTypes(setting.kv_type_k, setting.kv_type_v, setting.flash_attention)
     if not sample.num_prompt:
-        return decode_terms(
+        terms = decode_terms(
             sample.shape,
             kv=kv,
             repack_weights=setting.repack_weights,
             # The timed tokens are appended one by one.
             depth_tokens=sample.depth + sample.num_generate // 2,
         )
+        if sample.shape.weights_bytes >= CACHED_BYTES:
+            return terms
+        rest = {name: amount for name, amount in terms.items() if not name.startswith("bytes ")}
+        return rest | {CACHED: float(sample.shape.active_bytes)}
     return prefill_terms(
         sample.shape,
         kv=kv,

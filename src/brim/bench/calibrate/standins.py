@@ -1,8 +1,8 @@
 """The stand-ins that a machine is calibrated with: one for each thing whose cost is wanted.
 
 Wide ones with a single tensor type for the cost of its bytes, a thin one with many layers for the
-cost of a layer, one with a large vocabulary, and three that are nearly all attention.  Each is
-larger than a core's cache, most are larger than the last level's.
+cost of a layer, a tiny one for what a layer costs without its bytes, one with a large vocabulary,
+and three that are nearly all attention.
 """
 
 import functools
@@ -36,7 +36,7 @@ MAX_DEPTH = 4096
 COMPUTE_BYTES = 320 * 1024 * 1024
 """Scratch of a micro-batch of 1,024 rows without flash attention at the largest depth, 16 heads."""
 
-THIN, HEAD = "thin", "head"
+THIN, TINY, HEAD = "thin", "tiny", "head"
 GROUPED, UNGROUPED, BROAD = "attention-grouped", "attention-ungrouped", "attention-broad"
 
 _OTHERS: dict[str, tuple[Dimensions, str]] = {
@@ -44,6 +44,14 @@ _OTHERS: dict[str, tuple[Dimensions, str]] = {
         msgspec.structs.replace(
             _WIDE, num_layers=24, hidden_size=512, num_heads=8, num_kv_heads=4,
             feed_forward_size=1536,
+        ),
+        "Q8_0",
+    ),
+    # Nothing but fixed costs: 32 layers of 0.6 MB.
+    TINY: (
+        msgspec.structs.replace(
+            _WIDE, num_layers=32, hidden_size=256, num_heads=4, num_kv_heads=2,
+            feed_forward_size=512,
         ),
         "Q8_0",
     ),

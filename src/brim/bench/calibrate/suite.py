@@ -113,7 +113,7 @@ def _weights_jobs(setting: LoadSetting, on_gpu: bool, *, reads_prompts: bool) ->
                 prompts=prompts,
                 depths=(0,),
             )
-    for name in (standins.THIN, standins.HEAD):
+    for name in (standins.THIN, standins.TINY, standins.HEAD):
         yield Job(model=name, setting=setting, prompts=prompts, depths=(0,))
 
 

@@ -71,8 +71,9 @@ class BrimOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What brim takes beyond OpenAI's fields."""
 
     force: bool | None = None
-    """Run although other programs hold memory that the request may need; where the operator allows
-    it (`models.allow_force`), and never beyond the KV pool."""
+    """Load the model although it does not fit, and run although other programs hold memory that the
+    request may need; where the operator allows it (`models.allow_force`), and never beyond the KV
+    pool."""
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
