@@ -70,10 +70,11 @@ def plan_together(wanted: Wanted) -> PlanReport:
         past = _past_errors(plan, machine)
         grant = account.grant(f"{number} {spec.name}", plan, machine, past=past, force=True)
         grants.append(grant)
-        if grant.asked_bytes != grant.planned_bytes:
+        counted, own = gib(grant.asked_bytes), gib(grant.planned_bytes)
+        if counted != own:
             notes.append(
-                f"{spec.name}: earlier loads differed from their plans, so "
-                f"{gib(grant.asked_bytes)} are counted instead of {gib(grant.planned_bytes)}"
+                f"{spec.name}: earlier loads differed from their plans, so {counted} are counted "
+                f"instead of {own}"
             )
         models.append(_reported(plan, machine, wanted, role))
         if wanted.is_checked and _is_here(spec):
