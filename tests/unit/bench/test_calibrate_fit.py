@@ -63,7 +63,7 @@ def test_disturbed_samples_hardly_move_the_costs() -> None:
     for term in ("bytes Q4_K", "bytes Q8_0", "scores q8_0/q8_0 flash"):
         assert noisy.decode_s[term] == pytest.approx(quiet.decode_s[term], rel=0.05)
     assert noisy.decode_ratio_high > 1.3
-    assert quiet.decode_ratio_high < 1.1
+    assert quiet.decode_ratio_high < 1.2
 
 
 def test_other_waiting_scales_prefill_by_what_was_read_under_it() -> None:
