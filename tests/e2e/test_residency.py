@@ -392,7 +392,7 @@ async def test_memory_that_went_while_a_request_waited_is_noticed() -> None:
         await until(measured(gateway))
         running = await gateway.submit(request(max_tokens=LONG + LONG // 2))
         waiting = asyncio.ensure_future(gateway.submit(request(max_tokens=LONG)))
-        await gateway.worker_stats("toy")
+        await until(lambda: gateway.models()[0].num_waiting == 1)
         readings.others_bytes = 14_990_000_000
         await until(lambda: (gateway.statement() or pytest.fail()).others_bytes > 14 * GB)
         assert not waiting.done()

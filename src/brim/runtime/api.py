@@ -46,6 +46,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Measured by the OS for the worker process, where it can tell."""
     load_s: float | None = None
     num_running: int = 0
+    num_waiting: int = 0
+    """Requests that wait for room in the KV pool."""
     num_deaths: int = 0
     worker_stats: Stats | None = None
     """The worker's counters, a few seconds old at most while it is up."""

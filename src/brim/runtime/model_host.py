@@ -140,6 +140,7 @@ class ModelHost:
             resident_bytes=self.resident_bytes,
             load_s=None if loaded is None else loaded.load_s,
             num_running=len(self._running),
+            num_waiting=len(self._kv),
             num_deaths=self._num_deaths_before + supervisor.num_deaths,
             worker_stats=self._worker_stats,
             forecast_errors=() if self._record is None else self._record.errors(),
