@@ -27,9 +27,12 @@ def new_load_id() -> str:
 
 
 def measured_terms(planned: MemoryTerms, footprint: Footprint) -> dict[str, tuple[int, int]]:
-    """Term -> (planned, measured) of what a backend reports by itself."""
+    """Term -> (planned, measured) of what a backend reports by itself.
+
+    A backend that rearranges weights reports the copy among them.
+    """
     return {
-        "weights_bytes": (planned.weights_bytes, footprint.weights_bytes),
+        "weights_bytes": (planned.weights_bytes + planned.repacked_bytes, footprint.weights_bytes),
         "kv_bytes": (planned.kv_bytes, footprint.kv_bytes),
         "compute_bytes": (planned.compute_bytes, footprint.compute_bytes + footprint.output_bytes),
     }

@@ -8,8 +8,9 @@ from support.serving import MACHINE, toy_plan
 
 from brim.core.memory import Footprint, MemoryTerms
 from brim.core.plan import Plan
+from brim.ledger.correction import PastErrors, corrected
 from brim.ledger.history import ForecastHistory
-from brim.runtime.forecast_errors import LoadRecord, subject_of
+from brim.runtime.forecast_errors import LoadRecord, measured_terms, subject_of
 
 pytestmark = pytest.mark.anyio
 
@@ -71,3 +72,18 @@ def test_simulated_machines_have_a_history_of_their_own(plan: Plan) -> None:
     """What a scenario made up is never counted into a real load."""
     simulated = msgspec.structs.replace(MACHINE, is_simulated=True)
     assert subject_of(plan, simulated) != subject_of(plan, MACHINE)
+
+
+async def test_a_rearranged_copy_is_no_error_of_the_weights() -> None:
+    """A backend reports the copy among its weights, so an exact plan stays as it was."""
+    planned = MemoryTerms(
+        weights_bytes=800, repacked_bytes=440, kv_bytes=100, compute_bytes=60, overhead_bytes=40
+    )
+    footprint = Footprint(
+        weights_bytes=1240, mapped_weights_bytes=800, kv_bytes=100, compute_bytes=50,
+        output_bytes=10,
+    )  # fmt: skip
+    terms = measured_terms(planned, footprint)
+    assert all(plan == found for plan, found in terms.values())
+    past = PastErrors(ratios={term: (found / plan,) for term, (plan, found) in terms.items()})
+    assert corrected(planned, past) == planned
