@@ -56,8 +56,9 @@ _OTHERS: dict[str, tuple[Dimensions, str]] = {
         "Q8_0",
     ),
     HEAD: (msgspec.structs.replace(_WIDE, num_layers=1, vocab_size=65536, is_tied=True), "Q6_K"),
-    # Four query heads share a KV head, as in most models.
-    GROUPED: (_ATTENTION, "Q8_0"),
+    # Four query heads share a KV head, as in most models; three times the layers, since the q8_0
+    # cells of two layers stay in a cache, where they cost 33 ns a head instead of 44.
+    GROUPED: (msgspec.structs.replace(_ATTENTION, num_layers=6), "Q8_0"),
     # As many KV heads as query heads, so that bytes and work come in another proportion, and twice
     # the layers, so that the KV of 4,096 tokens is larger than any cache.
     UNGROUPED: (msgspec.structs.replace(_ATTENTION, num_layers=4, num_kv_heads=16), "Q8_0"),
