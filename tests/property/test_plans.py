@@ -104,14 +104,12 @@ def test_more_sequences_never_cost_less(
 @settings(deadline=None)
 @given(models(), machines(), contexts)
 def test_more_bits_never_cost_less(model: ModelSpec, machine: MachineSpec, context: int) -> None:
-    """KV types of more bits take at least as many bytes, everything else being equal."""
+    """KV types of more bits take at least as many bytes; buffers to unpack them may be smaller."""
     sizes = [
-        total_but_scratch(
-            make_plan(
-                model, machine, engine="llamacpp", context_tokens=context, kv_type=kv_type,
-                flash_attention=True,
-            )
-        )
+        make_plan(
+            model, machine, engine="llamacpp", context_tokens=context, kv_type=kv_type,
+            flash_attention=True,
+        ).memory.kv_bytes
         for kv_type in ("q4_0", "q5_0", "q8_0", "f16", "f32")
     ]  # fmt: skip
     assert sizes == sorted(sizes)
