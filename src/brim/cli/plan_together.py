@@ -7,6 +7,7 @@ import msgspec
 from brim.cli.neighbours import forecast_history
 from brim.cli.output import gib
 from brim.cli.plan_report import ModelReport, PlanReport, model_report, plan_report
+from brim.cli.planning import ENGINE_OF_FORMAT
 from brim.cli.speed_sources import speed_sources, usable_calibration
 from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
@@ -22,7 +23,8 @@ from brim.registry.families import is_listed
 from brim.registry.sources import describe
 from brim.runtime.forecast_errors import subject_of
 
-ENGINE_OF_FORMAT = {"gguf": "llamacpp", "safetensors": "mlx", "toy": "toy"}
+ENGINE_PLANNED = ENGINE_OF_FORMAT | {"safetensors": "mlx"}
+"""By format: the engines that load models here, and the one that is forecast alone."""
 
 ENGINE_REASON = {
     "llamacpp": "the model is a GGUF file",
@@ -120,7 +122,7 @@ def _machine(wanted: Wanted) -> MachineSpec:
 def _plan(
     spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wanted, *, is_draft: bool
 ) -> Plan:
-    suits = ENGINE_OF_FORMAT[spec.format]
+    suits = ENGINE_PLANNED[spec.format]
     if wanted.engine not in (None, suits):
         raise ConfigError(
             f"{spec.name} is {spec.format}, which the {wanted.engine} engine does not load; "

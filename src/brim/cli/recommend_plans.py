@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 from brim.cli.output import gib
-from brim.cli.plan_together import ENGINE_OF_FORMAT
+from brim.cli.plan_together import ENGINE_PLANNED
 from brim.cli.recommend_report import (
     GGUF_ALONE,
     NOT_LOADABLE,
@@ -147,7 +147,7 @@ def _planned(spec: ModelSpec, machine: MachineSpec, use: Use) -> tuple[Plan, Gra
         spec,
         machine,
         Room(budget.comfortable.num_bytes, budget.tight.num_bytes),
-        engine=ENGINE_OF_FORMAT[spec.format],
+        engine=ENGINE_PLANNED[spec.format],
         context_tokens=min(CONTEXT_TOKENS[use], spec.trained_context_tokens),
     )
     # By its bytes alone: the ways to make each of hundreds of plans fit are not shown.

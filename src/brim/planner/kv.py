@@ -173,6 +173,17 @@ def window_cells(
     return pad_kv_tokens(min(kv_tokens, window_tokens * max_sequences + rows))
 
 
+def layer_bytes_read(layer: KvLayer, kv_type_k: str, kv_type_v: str, depth_tokens: float) -> float:
+    """Bytes of one layer's cells that a token goes through at a depth, its window counted in."""
+    window = layer.window_tokens
+    tokens = depth_tokens if window is None else min(depth_tokens, window)
+    key, value = KV_TYPES[kv_type_k], KV_TYPES[kv_type_v]
+    return tokens * (
+        layer.key_width * key.num_bytes / key.num_values
+        + layer.value_width * value.num_bytes / value.num_values
+    )
+
+
 def llamacpp_kv_bytes(
     spec: ModelSpec,
     *,

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from brim.core.forecast import SpeedShape
-from brim.planner.kv import KV_TYPES
+from brim.planner.kv import layer_bytes_read
 
 TOKEN, LAYER, VOCABULARY = "token", "layer", "vocabulary"
 ROW_WIDTHS, DRAWING_BYTES = "row widths", "drawing bytes"
@@ -188,13 +188,7 @@ def output_type(bytes_by_type: Mapping[str, float]) -> str:
 
 def kv_bytes_read(shape: SpeedShape, kv: KvTypes, depth_tokens: int) -> float:
     """Bytes of KV cache that one decoded token goes through at a depth."""
-    key, value = KV_TYPES[kv.key], KV_TYPES[kv.value]
-    per_key, per_value = key.num_bytes / key.num_values, value.num_bytes / value.num_values
-    return sum(
-        min(depth_tokens, layer.window_tokens or depth_tokens)
-        * (layer.key_width * per_key + layer.value_width * per_value)
-        for layer in shape.kv_layers
-    )
+    return sum(layer_bytes_read(layer, kv.key, kv.value, depth_tokens) for layer in shape.kv_layers)
 
 
 def _attention(

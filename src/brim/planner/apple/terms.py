@@ -14,7 +14,7 @@ import msgspec
 from brim.core.forecast import SpeedShape
 from brim.core.model import KvLayer
 from brim.planner.apple.quant_family import quant_family
-from brim.planner.kv import KV_TYPES
+from brim.planner.kv import layer_bytes_read
 
 STEP_S = 1e-4
 """Unit of the overheads: 100 us, what a layer of a dense model costs beyond its bytes."""
@@ -73,13 +73,7 @@ def kv_bytes_read(shape: SpeedShape, setting: Setting, depth_tokens: float) -> f
 
 
 def _layer_bytes(layer: KvLayer, setting: Setting, depth_tokens: float) -> float:
-    window = layer.window_tokens
-    tokens = depth_tokens if window is None else min(depth_tokens, window)
-    key, value = KV_TYPES[setting.kv_type_k], KV_TYPES[setting.kv_type_v]
-    return tokens * (
-        layer.key_width * key.num_bytes / key.num_values
-        + layer.value_width * value.num_bytes / value.num_values
-    )
+    return layer_bytes_read(layer, setting.kv_type_k, setting.kv_type_v, depth_tokens)
 
 
 def kv_bytes_reread(shape: SpeedShape, setting: Setting, depth_tokens: float) -> float:
