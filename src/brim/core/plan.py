@@ -39,6 +39,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Threads of a step with one row: a single sequence that decodes."""
     num_batch_threads: int
     """Threads of a step with more rows: prefill, and several sequences at once."""
+    wire_weights: bool = False
+    """Hold the weights in memory against the system's wish (MLX on Metal): for a single model that
+    takes most of the machine.  Beside other allocations it is what panics kernels."""
     environment: dict[str, str]
     """Set in the worker's environment before it starts (thread wait policy and the like)."""
     memory: MemoryTerms

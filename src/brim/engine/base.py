@@ -34,10 +34,15 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """`truncate` keeps any prefix; False where state cannot be cut (recurrent, sliding window)."""
     can_fork_prefix: bool
     """`fork` copies any prefix; False where only the whole sequence can be copied."""
+    forks_share_kv: bool
+    """A fork takes no cells of the pool until it is fed; False where it is a copy."""
+    batches_sequences: bool
+    """One pass over the weights serves all sequences of a step; False where each takes its own."""
     can_resize_kv: bool
     maps_weights: bool
     """Weights are file pages, not anonymous memory."""
     kv_types: frozenset[str]
+    """What this model's cache can be stored as here."""
     samplers: frozenset[str]
     """Names of the SamplingParams fields that have an effect here."""
     exact_profile: bool
@@ -80,8 +85,14 @@ class Engine(ABC):
         """Bytes that the backend says it took, by term."""
 
     @abstractmethod
-    def open(self, sampling: SamplingParams) -> int:
+    def open(self, sampling: SamplingParams, max_tokens: int | None = None) -> int:
         """A new empty sequence, with its own random state.
+
+        Args:
+            sampling: How its tokens are drawn.
+            max_tokens: Most tokens that will be fed to it, where that is known: an engine that
+                gives each sequence memory of its own takes as much at once, and does not copy the
+                sequence whenever it grows.  Feeding more is allowed.
 
         Raises:
             Busy: All `max_sequences` of the plan are open.
@@ -151,11 +162,12 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, plan: StepPlan) -> None:
-        """Start one step; exactly one `collect` must follow.
+        """Start one step; exactly one `collect` must follow, and nothing else on its sequences.
 
         Raises:
             EngineError: The plan breaks a limit (rows, outputs, window, unknown token or sequence)
-                or the backend failed; no sequence has changed.
+                or the backend failed; no sequence has changed, but for those of a failed step
+                whose state could not be taken back: they can only be closed.
             Busy: The pool has too few free cells; no sequence has changed.
         """
 

@@ -19,6 +19,7 @@ from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as sampler
 from brim.engine.base import Capabilities, Engine
 from brim.engine.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
+from brim.engine.dry import DryBreakers
 from brim.errors import Busy, DoesNotFit
 
 
@@ -63,15 +64,17 @@ class ToyEngine(Engine):
         """Nothing is held."""
 
     capabilities = Capabilities(
-        can_truncate=True, can_fork_prefix=True, can_resize_kv=True, maps_weights=True,
+        can_truncate=True, can_fork_prefix=True, forks_share_kv=True,
+        batches_sequences=True, can_resize_kv=True, maps_weights=True,
         kv_types=frozenset({"f16"}), samplers=sampler.SAMPLERS, exact_profile=True,
     )  # fmt: skip
     tokenizer = ByteTokenizer()
+    dry_breakers = DryBreakers(tokenizer)
 
     def footprint(self) -> Footprint:
         return Footprint(weights_bytes=0, mapped_weights_bytes=0, kv_bytes=8 * self._num_cells)
 
-    def open(self, sampling: SamplingParams) -> int:
+    def open(self, sampling: SamplingParams, max_tokens: int | None = None) -> int:
         guards.check_sampling(sampling, self.capabilities.samplers, VOCAB_SIZE)
         seq_id = guards.free_slot(self._sequences, self._plan.max_sequences)
         self._sequences[seq_id] = ToySequence(sampling)
@@ -126,7 +129,9 @@ class ToyEngine(Engine):
             self._append(sequence, feed.tokens)
             if feed.sample:
                 sequence.logits = toy_logits(sequence.cells[-1].state)
-                sampled.append(sampler.draw(feed, sequence, self.tokenizer.eog_tokens))
+                sampled.append(
+                    sampler.draw(feed, sequence, self.tokenizer.eog_tokens, self.dry_breakers)
+                )
         return StepResult(sampled)
 
     def request_abort(self) -> None:

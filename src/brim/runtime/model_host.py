@@ -281,12 +281,12 @@ class ModelHost:
         started_s = time.monotonic()
         try:
             num_prompt_tokens = await worker.prepare(ticket, request)
-            can_fork_prefix = self._supervisor.can_fork_prefix
+            forks_share_kv = self._supervisor.forks_share_kv
             share = answer_share(
                 num_prompt_tokens,
                 request.num_choices,
                 kv_tokens=self.plan.kv_tokens,
-                can_fork_prefix=can_fork_prefix,
+                forks_share_kv=forks_share_kv,
             )
             max_tokens = answer_bound(
                 num_prompt_tokens,
@@ -298,7 +298,7 @@ class ModelHost:
                 num_prompt_tokens,
                 max_tokens,
                 request.num_choices,
-                can_fork_prefix=can_fork_prefix,
+                forks_share_kv=forks_share_kv,
             )
             check_fits(kv_tokens, self.plan)
             self._check_growth(kv_tokens, request)

@@ -65,9 +65,9 @@ class Supervisor:
         return self._worker.pid if self._worker and self._worker.is_connected else None
 
     @property
-    def can_fork_prefix(self) -> bool:
+    def forks_share_kv(self) -> bool:
         """Whether choices share their prompt's KV."""
-        return self.loaded is not None and self.loaded.can_fork_prefix
+        return self.loaded is not None and self.loaded.forks_share_kv
 
     @property
     def _is_ready(self) -> bool:

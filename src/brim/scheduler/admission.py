@@ -49,7 +49,7 @@ def answer_bound(
 
 
 def answer_share(
-    num_prompt_tokens: int, num_choices: int, *, kv_tokens: int, can_fork_prefix: bool
+    num_prompt_tokens: int, num_choices: int, *, kv_tokens: int, forks_share_kv: bool
 ) -> int:
     """Longest answer of each choice with which the request has room in an empty pool.
 
@@ -57,30 +57,31 @@ def answer_share(
     impossible that the client left open.  Below 1 where the prompts alone are too much.
 
     Example:
-        >>> answer_share(100, 8, kv_tokens=1000, can_fork_prefix=True)
+        >>> answer_share(100, 8, kv_tokens=1000, forks_share_kv=True)
         112
-        >>> answer_share(100, 8, kv_tokens=1000, can_fork_prefix=False)
+        >>> answer_share(100, 8, kv_tokens=1000, forks_share_kv=False)
         25
     """
-    if can_fork_prefix:
+    if forks_share_kv:
         return (kv_tokens - num_prompt_tokens) // num_choices
     return kv_tokens // num_choices - num_prompt_tokens
 
 
 def kv_bound(
-    num_prompt_tokens: int, max_tokens: int, num_choices: int, *, can_fork_prefix: bool
+    num_prompt_tokens: int, max_tokens: int, num_choices: int, *, forks_share_kv: bool
 ) -> int:
     """Cells of the KV pool that a request never exceeds.
 
-    Choices share the prompt's cells where the engine can fork a prefix; otherwise each has its own.
+    Choices share the prompt's cells where the engine's forks do; where a fork is a copy, each has
+    its own.
 
     Example:
-        >>> kv_bound(100, 10, 4, can_fork_prefix=True)
+        >>> kv_bound(100, 10, 4, forks_share_kv=True)
         140
-        >>> kv_bound(100, 10, 4, can_fork_prefix=False)
+        >>> kv_bound(100, 10, 4, forks_share_kv=False)
         440
     """
-    if can_fork_prefix:
+    if forks_share_kv:
         return num_prompt_tokens + num_choices * max_tokens
     return num_choices * (num_prompt_tokens + max_tokens)
 

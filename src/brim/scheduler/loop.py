@@ -78,7 +78,7 @@ class Scheduler:
         self._clock = clock
         self._draw_seed = draw_seed
         self._eog_tokens = engine.tokenizer.eog_tokens
-        self._can_fork_prefix = engine.capabilities.can_fork_prefix
+        self._forks_share_kv = engine.capabilities.forks_share_kv
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[Job] = deque()
         self._prefilling: list[Prefill] = []
@@ -131,7 +131,7 @@ class Scheduler:
             num_prompt_tokens,
             max_tokens,
             request.num_choices,
-            can_fork_prefix=self._can_fork_prefix,
+            forks_share_kv=self._forks_share_kv,
         )
         check_fits(kv_tokens, self._plan)
         seed = request.sampling.seed
@@ -267,19 +267,17 @@ class Scheduler:
     def _open(self, job: Job) -> None:
         """Give each choice its sequence and queue the prompt to be read."""
         request, tokenizer = job.request, self._engine.tokenizer
+        # The last token that is drawn is never fed.
+        num_fed = len(request.prompt_tokens) + job.max_tokens - 1
         for index in range(request.num_choices):
             sampling = msgspec.structs.replace(request.sampling, seed=job.seed + index)
-            seq_id = self._engine.open(sampling)
+            seq_id = self._engine.open(sampling, num_fed)
             self._num_sequences += 1
             job.choices.append(Choice(job, index, seq_id, TextStream(tokenizer, request.stop)))
-        if self._can_fork_prefix:
-            prefills = [Prefill(job.choices[0], job.choices[1:])]
-        else:
-            prefills = [Prefill(choice, []) for choice in job.choices]
-        for prefill in prefills:
-            self._prefilling.append(prefill)
-            if prefill.num_remaining == 0:
-                self._finish_prefill(prefill)
+        prefill = Prefill(job.choices[0], job.choices[1:])
+        self._prefilling.append(prefill)
+        if prefill.num_remaining == 0:
+            self._finish_prefill(prefill)
 
     def _finish_prefill(self, prefill: Prefill) -> None:
         """The prompt is read: its choice decodes, and so do those that fork it."""

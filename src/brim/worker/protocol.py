@@ -91,7 +91,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     footprint: Footprint
     load_s: float
     exact_profile: bool
-    can_fork_prefix: bool
+    forks_share_kv: bool
     """Choices of one request share the prompt's KV; admission counts with it."""
 
 

@@ -57,19 +57,19 @@ def test_max_tokens_below_one_is_refused() -> None:
 
 def test_choices_share_the_prompt_only_where_the_engine_forks() -> None:
     """The KV bound counts the prompt once with forks and once a choice without."""
-    assert kv_bound(50, 10, 3, can_fork_prefix=True) == 80
-    assert kv_bound(50, 10, 3, can_fork_prefix=False) == 180
+    assert kv_bound(50, 10, 3, forks_share_kv=True) == 80
+    assert kv_bound(50, 10, 3, forks_share_kv=False) == 180
 
 
-@pytest.mark.parametrize("can_fork_prefix", [True, False])
+@pytest.mark.parametrize("forks_share_kv", [True, False])
 @pytest.mark.parametrize("num_choices", [1, 3, 8])
 def test_an_open_answer_takes_its_share_of_the_pool(
-    num_choices: int, can_fork_prefix: bool
+    num_choices: int, forks_share_kv: bool
 ) -> None:
     """The share is the longest answer whose KV bound is within the pool, and no longer."""
-    share = answer_share(50, num_choices, kv_tokens=1000, can_fork_prefix=can_fork_prefix)
-    assert kv_bound(50, share, num_choices, can_fork_prefix=can_fork_prefix) <= 1000
-    assert kv_bound(50, share + 1, num_choices, can_fork_prefix=can_fork_prefix) > 1000
+    share = answer_share(50, num_choices, kv_tokens=1000, forks_share_kv=forks_share_kv)
+    assert kv_bound(50, share, num_choices, forks_share_kv=forks_share_kv) <= 1000
+    assert kv_bound(50, share + 1, num_choices, forks_share_kv=forks_share_kv) > 1000
 
 
 def test_what_never_fits_is_refused_rather_than_queued() -> None:

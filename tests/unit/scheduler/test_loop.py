@@ -32,13 +32,17 @@ class FailingEngine(ToyEngine):
         super().submit(plan)
 
 
-class UnforkableEngine(ToyEngine):
-    """As a model with recurrent state: a prefix cannot be shared."""
+class CopyingEngine(ToyEngine):
+    """As a model with recurrent state: a fork is a copy, and of the whole sequence."""
 
-    capabilities = msgspec.structs.replace(ToyEngine.capabilities, can_fork_prefix=False)
+    capabilities = msgspec.structs.replace(
+        ToyEngine.capabilities, can_fork_prefix=False, forks_share_kv=False
+    )
 
     def fork(self, source: int, target: int, num_tokens: int) -> None:
-        raise EngineError("this state cannot be cut")
+        if num_tokens != self.num_tokens(source):
+            raise EngineError("this state cannot be cut")
+        self._append(self._sequences[target], self._sequences[source].tokens)
 
 
 def test_a_request_becomes_the_text_that_the_engine_makes_alone(bench: Bench) -> None:
@@ -193,7 +197,7 @@ def test_choices_read_the_prompt_once(bench: Bench) -> None:
     assert [bench.last(1, i).timings.num_cached_tokens for i in range(3)] == [0, 99, 99]
 
 
-@pytest.mark.parametrize("engine_type", [ToyEngine, UnforkableEngine])
+@pytest.mark.parametrize("engine_type", [ToyEngine, CopyingEngine])
 def test_choice_i_is_what_seed_plus_i_gives_alone(
     make_bench: MakeBench, engine_type: type[ToyEngine]
 ) -> None:
@@ -336,7 +340,7 @@ def test_a_sequence_that_cannot_be_opened_takes_the_others_with_it(make_bench: M
     """Of three sequences the engine opens two: they are closed, and all three choices end."""
 
     class Short(ToyEngine):
-        def open(self, sampling: SamplingParams) -> int:
+        def open(self, sampling: SamplingParams, max_tokens: int | None = None) -> int:
             seq_id = super().open(sampling)
             if seq_id == 2:
                 super().close(seq_id)

@@ -35,7 +35,7 @@ TO_GATEWAY: list[protocol.WorkerFrame] = [
         ),
         load_s=0.5,
         exact_profile=True,
-        can_fork_prefix=True,
+        forks_share_kv=True,
     ),
     protocol.LoadFailed(ErrorInfo(kind="ModelFileError", message="bad magic")),
     protocol.Counted(1, 5),

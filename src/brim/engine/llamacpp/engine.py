@@ -107,7 +107,7 @@ class LlamaCppEngine(Engine):
 
     # --- sequences -----------------------------------------------------------------------------
 
-    def open(self, sampling: SamplingParams) -> int:
+    def open(self, sampling: SamplingParams, max_tokens: int | None = None) -> int:
         guards.check_sampling(sampling, SAMPLERS, self._tokenizer.vocab_size)
         seq_id = guards.free_slot(self._sequences, self._plan.max_sequences)
         self._sequences[seq_id] = LlamaSequence(sampling, self._chains.build(sampling))
@@ -413,6 +413,8 @@ class LlamaCppEngine(Engine):
         return Capabilities(
             can_truncate=can_cut,
             can_fork_prefix=can_fork,
+            forks_share_kv=True,
+            batches_sequences=True,
             can_resize_kv=True,
             maps_weights=footprint.mapped_weights_bytes == footprint.weights_bytes,
             kv_types=frozenset(binding.GGML_TYPES),
