@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,13 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
 from brim.engine import numpy_sampler
 from brim.engine.base import Engine
+from brim.engine.dry import DryBreakers
+from brim.engine.numpy_sampler import Logits
 
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
+OPEN_TOKENS = 50
+"""So much of the prompt leaves several tokens likely, so that every truncation has work."""
 
 
 def replace(params: SamplingParams, **changes: object) -> SamplingParams:
@@ -24,17 +30,37 @@ def replace(params: SamplingParams, **changes: object) -> SamplingParams:
 def draws(
     engine: Engine, prompt: Sequence[int], params: SamplingParams, num_draws: int
 ) -> Counter[int]:
-    """First tokens after `prompt` with seeds 0, 1, 2, ...: forks, so the prompt is read once."""
+    """First tokens after `prompt` with seeds 0, 1, 2, ...: forks, eight of them in a step."""
     base = Run(engine.open(GREEDY))
     feed(engine, base, prompt)
     counts: Counter[int] = Counter()
-    for seed in range(num_draws):
-        run = Run(engine.open(replace(params, seed=seed)))
-        engine.fork(base.seq_id, run.seq_id, len(prompt) - 1)
-        counts[feed(engine, run, prompt[-1:])] += 1
-        engine.close(run.seq_id)
+    for first in range(0, num_draws, 8):
+        seq_ids = [engine.open(replace(params, seed=first + offset)) for offset in range(8)]
+        for seq_id in seq_ids:
+            engine.fork(base.seq_id, seq_id, len(prompt) - 1)
+        result = engine.step(StepPlan([Feed(seq_id, prompt[-1:]) for seq_id in seq_ids]))
+        for seq_id, sampled in zip(seq_ids, result.sampled, strict=True):
+            counts[sampled.token] += 1
+            engine.close(seq_id)
     engine.close(base.seq_id)
     return counts
+
+
+def expected_draws(logits: Logits, params: SamplingParams) -> dict[int, float]:
+    """The reference's probability of each token; XTC acts on some draws and not on others."""
+    expected: dict[int, float] = {}
+    for xtc, share in ((False, 1 - params.xtc_probability), (True, params.xtc_probability)):
+        tokens, probs = numpy_sampler.truncated_probs(logits, params, xtc=xtc)
+        for token, prob in zip(tokens.tolist(), (share * probs).tolist(), strict=True):
+            expected[token] = expected.get(token, 0.0) + prob
+    return {token: prob for token, prob in expected.items() if prob > 0}
+
+
+def penalised(engine: Engine, run: Run, history: Sequence[int], params: SamplingParams) -> Logits:
+    """The reference's logits, after all penalties, behind the run's last draw."""
+    logits = numpy_sampler.apply_penalties(np.array(engine.logits(run.seq_id)), history, params)
+    breakers = DryBreakers(engine.tokenizer).find(params)
+    return numpy_sampler.apply_dry(logits, history, params, breakers)
 
 
 def test_greedy_takes_the_likeliest(engine: Engine, prompt: list[int]) -> None:
@@ -57,6 +83,53 @@ def test_a_seed_gives_the_same_run_alone_and_in_a_batch(engine: Engine, prompt: 
     assert generate(engine, prompt, 16, replace(params, seed=8)).tokens != alone.tokens
 
 
+def test_truncating_begins_the_random_numbers_again(engine: Engine, prompt: list[int]) -> None:
+    """A sequence that is cut back and fed the same draws the same, XTC's numbers included."""
+    params = replace(PLAIN, temperature=1.5, xtc_probability=0.5, xtc_threshold=0.01, seed=5)
+    run = generate(engine, prompt, 12, params)
+    engine.truncate(run.seq_id, len(prompt) - 1)
+    again = Run(run.seq_id)
+    feed(engine, again, prompt[-1:])
+    while len(again.tokens) < 12:
+        feed(engine, again, [again.tokens[-1]])
+    assert again.tokens == run.tokens
+
+
+def test_unlike_sequences_share_a_step(engine: Engine, prompt: list[int]) -> None:
+    """Greedy, random, penalised and masked sequences in one step draw what each draws alone."""
+    mask = np.packbits(np.arange(engine.tokenizer.vocab_size) % 2, bitorder="little").tobytes()
+    kinds: list[tuple[SamplingParams, bytes | None]] = [
+        (GREEDY, None),
+        (SamplingParams(seed=1, num_logprobs=2), None),
+        (replace(PLAIN, seed=2, typical_p=0.9), mask),
+        (SamplingParams(seed=3, top_k=5, repeat_penalty=1.3, dry_multiplier=0.8), None),
+        (replace(GREEDY, logit_bias=((42, 3.0),), presence_penalty=1.0), mask),
+    ]
+    alone = []
+    for params, of_row in kinds:
+        run = Run(engine.open(params))
+        for tokens in (prompt, prompt[:1], prompt[1:2]):
+            feed(engine, run, tokens, mask=of_row)
+        engine.close(run.seq_id)
+        alone.append(run)
+    runs = [Run(engine.open(params)) for params, _ in kinds]
+    for run, (_, of_row) in zip(runs, kinds, strict=True):
+        feed(engine, run, prompt, mask=of_row)
+    for tokens in (prompt[:1], prompt[1:2]):
+        feeds = [
+            Feed(run.seq_id, tokens, True, of_row)
+            for run, (_, of_row) in zip(runs, kinds, strict=True)
+        ]
+        for run, sampled in zip(runs, engine.step(StepPlan(feeds)).sampled, strict=True):
+            run.tokens.append(sampled.token)
+            run.last = sampled
+    assert [run.tokens for run in runs] == [run.tokens for run in alone]
+    assert runs[1].last is not None
+    assert alone[1].last is not None
+    assert runs[1].last.logprob == alone[1].last.logprob
+    assert runs[1].last.top == alone[1].last.top
+
+
 def test_no_seed_means_a_fresh_one(engine: Engine, prompt: list[int]) -> None:
     """Two unseeded runs differ (with 24 tokens at temperature 2, all but surely)."""
     params = replace(PLAIN, temperature=2.0)
@@ -73,24 +146,41 @@ def test_no_seed_means_a_fresh_one(engine: Engine, prompt: list[int]) -> None:
         replace(PLAIN, top_p=0.6),
         replace(PLAIN, min_p=0.2),
         replace(PLAIN, typical_p=0.5),
+        replace(PLAIN, xtc_probability=1.0, xtc_threshold=0.02),
+        replace(PLAIN, xtc_probability=0.4, xtc_threshold=0.02, top_k=20, temperature=0.8),
         SamplingParams(),
     ],
-    ids=["plain", "temperature", "top_k", "top_p", "min_p", "typical", "defaults"],
+    ids=[
+        "plain",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical",
+        "xtc",
+        "xtc_at_times",
+        "defaults",
+    ],
 )
 def test_draws_follow_the_reference_distribution(
     engine: Engine, prompt: list[int], params: SamplingParams
 ) -> None:
     """What is drawn is never outside the reference's candidates, and as often as it says."""
+    prompt = prompt[:OPEN_TOKENS]
     base = generate(engine, prompt, 1)
-    tokens, probs = numpy_sampler.truncated_probs(base.logits[0], params)
+    expected = expected_draws(base.logits[0], params)
     engine.close(base.seq_id)
     num_draws = 400
     counts = draws(engine, prompt, params, num_draws)
-    expected = dict(zip(tokens.tolist(), probs.tolist(), strict=True))
     assert set(counts) <= set(expected)
-    for token, prob in expected.items():
+    # Tokens that are rare by themselves are counted together: there are thousands of them.
+    rare = {token for token, prob in expected.items() if num_draws * prob < 5}
+    shares = {token: prob for token, prob in expected.items() if token not in rare}
+    shares[-1] = sum(expected[token] for token in rare)
+    counts[-1] = sum(counts[token] for token in rare)
+    for token, prob in shares.items():
         # Five standard deviations: a false alarm about once in a million draws of the suite.
-        margin = 5 * math.sqrt(num_draws * prob * (1 - prob)) + 1
+        margin = 5 * math.sqrt(num_draws * prob * max(1 - prob, 0.0)) + 1
         assert abs(counts[token] - num_draws * prob) <= margin
 
 
@@ -131,12 +221,18 @@ def test_a_mask_restricts_the_draw(
 
 @pytest.mark.parametrize(
     "penalty",
-    [{"repeat_penalty": 1.7}, {"presence_penalty": 3.0}, {"frequency_penalty": 0.9}],
-    ids=["repeat", "presence", "frequency"],
+    [
+        {"repeat_penalty": 1.7},
+        {"presence_penalty": 3.0},
+        {"frequency_penalty": 0.9},
+        {"dry_multiplier": 4.0, "dry_allowed_length": 1},
+        {"dry_multiplier": 4.0, "dry_sequence_breakers": (), "presence_penalty": 0.5},
+    ],
+    ids=["repeat", "presence", "frequency", "dry", "dry_unbroken"],
 )
 @pytest.mark.parametrize("way", ["fed", "chunked", "forked", "imported", "truncated"])
 def test_penalties_see_the_whole_history(
-    engine: Engine, prompt: list[int], penalty: dict[str, float], way: str
+    engine: Engine, prompt: list[int], penalty: dict[str, Any], way: str
 ) -> None:
     """The penalised distribution counts the prompt however it got there, and what was drawn."""
     params = replace(GREEDY, **penalty)
@@ -161,11 +257,24 @@ def test_penalties_see_the_whole_history(
         feed(engine, run, tail)
     for step in range(6):
         history = prompt + run.tokens[:-1]
-        penalised = numpy_sampler.apply_penalties(
-            np.array(engine.logits(run.seq_id)), history, params
-        )
-        assert run.tokens[-1] == int(penalised.argmax()), f"token {step}"
+        expected = penalised(engine, run, history, params)
+        assert run.tokens[-1] == int(expected.argmax()), f"token {step}"
         feed(engine, run, [run.tokens[-1]])
+
+
+def test_dry_stops_a_loop_that_breakers_excuse(engine: Engine, prompt: list[int]) -> None:
+    """DRY pushes a run off the text that it repeats, but not behind a breaker in every token."""
+    params = replace(GREEDY, dry_multiplier=100.0, dry_sequence_breakers=())
+    loop = prompt[:12] * 3
+    follower = loop[12]
+    forced = ((follower, 50.0),)
+    plain = generate(engine, loop, 1, replace(GREEDY, logit_bias=forced))
+    assert plain.tokens == [follower]
+    kept_off = generate(engine, loop, 1, replace(params, logit_bias=forced))
+    assert kept_off.tokens != [follower]
+    every_piece = tuple({chr(byte) for token in loop for byte in engine.tokenizer.piece(token)})
+    excused = replace(params, logit_bias=forced, dry_sequence_breakers=every_piece)
+    assert generate(engine, loop, 1, excused).tokens == [follower]
 
 
 def test_a_drawn_token_that_is_not_fed_leaves_no_trace(engine: Engine, prompt: list[int]) -> None:
@@ -175,10 +284,8 @@ def test_a_drawn_token_that_is_not_fed_leaves_no_trace(engine: Engine, prompt: l
     dropped = feed(engine, run, prompt)
     fed = next(t for t in range(300, 400) if t not in (*prompt, dropped)) % 256
     feed(engine, run, [fed])
-    penalised = numpy_sampler.apply_penalties(
-        np.array(engine.logits(run.seq_id)), [*prompt, fed], params
-    )
-    assert run.tokens[-1] == int(penalised.argmax())
+    expected = penalised(engine, run, [*prompt, fed], params)
+    assert run.tokens[-1] == int(expected.argmax())
 
 
 def test_logprobs_are_of_the_biased_distribution(engine: Engine, prompt: list[int]) -> None:
