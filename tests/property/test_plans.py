@@ -8,6 +8,7 @@ from brim.core.machine import MachineSpec
 from brim.core.model import KvLayer, ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.planner.fit import Room, fit_plan
+from brim.planner.mlx_kv import mlx_kv_bytes
 from brim.planner.plan import make_plan
 
 GIB = 2**30
@@ -63,12 +64,13 @@ def total(plan: Plan) -> int:
     return plan.memory.total_bytes
 
 
-def total_but_scratch(plan: Plan) -> int:
-    """Without scratch memory, which llama.cpp's allocator may pack better in a larger graph.
+def comparable(plan: Plan) -> int:
+    """All bytes, but for scratch that llama.cpp's allocator may pack better in a larger graph.
 
-    By how much is held down in test_memory_forecast.py.
+    By how much is held down in test_memory_forecast.py; MLX's only ever grows.
     """
-    return plan.memory.total_bytes - plan.memory.compute_bytes
+    packed = plan.memory.compute_bytes if plan.engine == "llamacpp" else 0
+    return plan.memory.total_bytes - packed
 
 
 @settings(deadline=None)
@@ -83,7 +85,7 @@ def test_more_context_never_costs_less(
 
     less, more = planned(min(first, second)), planned(max(first, second))
     assert less.kv_tokens <= more.kv_tokens
-    assert total_but_scratch(less) <= total_but_scratch(more)
+    assert comparable(less) <= comparable(more)
 
 
 @settings(deadline=None)
@@ -98,21 +100,38 @@ def test_more_sequences_never_cost_less(
 
     less, more = planned(min(first, second)), planned(max(first, second))
     assert less.kv_tokens <= more.kv_tokens
-    assert total_but_scratch(less) <= total_but_scratch(more)
+    assert comparable(less) <= comparable(more)
 
 
 @settings(deadline=None)
 @given(models(), machines(), contexts)
 def test_more_bits_never_cost_less(model: ModelSpec, machine: MachineSpec, context: int) -> None:
-    """KV types of more bits take at least as many bytes; buffers to unpack them may be smaller."""
-    sizes = [
+    """KV types of more bits take at least as many bytes a token, of which a pool may hold fewer."""
+    plans = [
         make_plan(
             model, machine, engine="llamacpp", context_tokens=context, kv_type=kv_type,
             flash_attention=True,
-        ).memory.kv_bytes
+        )
         for kv_type in ("q4_0", "q5_0", "q8_0", "f16", "f32")
     ]  # fmt: skip
+    sizes = [plan.memory.kv_bytes / plan.kv_tokens for plan in plans]
     assert sizes == sorted(sizes)
+
+
+@settings(deadline=None)
+@given(models(), st.integers(1, 2**20), sequences, st.sampled_from(["F32", "BF16"]))
+def test_more_bits_never_cost_less_on_mlx(
+    model: ModelSpec, tokens: int, num: int, dtype: str
+) -> None:
+    """4 bits take less than 8, and 8 less than floats, where a layer looks back without end."""
+    model = msgspec.structs.replace(model, matrix_bytes={dtype: 1})
+    sizes = [
+        mlx_kv_bytes(
+            model, kv_tokens=tokens, max_sequences=num, kv_type_k=kv_type, kv_type_v=kv_type
+        )
+        for kv_type in ("q4_0", "q8_0", "f16")
+    ]
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 @settings(deadline=None)

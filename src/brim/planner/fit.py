@@ -31,6 +31,7 @@ def fit_plan(
     kv_type: str | None = None,
     calibration: Calibration | None = None,
     is_draft: bool = False,
+    is_only_model: bool = False,
 ) -> Plan:
     """The plan that suits the room: load options give way first, then a context not asked for.
 
@@ -47,7 +48,8 @@ def fit_plan(
         max_sequences: Most sequences at once.
         kv_type: Type of K and V, or both as 'K/V'.
         calibration: What was measured of this machine with this engine.
-        is_draft: As in `make_plan`.
+        is_draft: As in `make_plan`, like the next.
+        is_only_model: Whether no other model will be loaded beside it.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -65,6 +67,7 @@ def fit_plan(
             free_bytes=free_bytes,
             calibration=calibration,
             is_draft=is_draft,
+            is_only_model=is_only_model,
         )
 
     wanted = planned(objective, context_tokens, room.comfortable_bytes)

@@ -1,7 +1,8 @@
 """What a plan will do: speed by whichever source knows the machine best, load time, first token.
 
 Three sources, best first: a calibration of this machine, measured Macs of the same family, and a
-probe of memory bandwidth.  Where none applies the forecast says nothing rather than guess.
+probe of memory bandwidth.  Where none applies, as for MLX without a GPU, the forecast says nothing
+rather than guess.
 """
 
 from brim.core.calibration import Calibration, wait_policy_of
@@ -23,6 +24,15 @@ Apple's own figures reach 3.4 and 7.4 GB/s; the smallest SSD of each line reads 
 largest, and a model's file is not read at the very rate of a benchmark.  Only for machines that are
 not at hand: `brim calibrate` measures this one.
 """
+
+UNKNOWN_MACHINE = "nothing is known of this machine's speed; run: brim calibrate"
+
+MLX_WITHOUT_GPU = (
+    "how fast MLX is on a processor does not follow from its memory; measure it: "
+    "brim bench speed -m MODEL --engine mlx"
+)
+"""Its CPU kernels are bound by arithmetic, on one thread: by probes of 35 and 72 GB/s the stand-in
+of 113 M parameters would decode 78 and 155 tokens a second, and it decodes 10."""
 
 START_S = 1.0
 """From nothing to a worker that could load: interpreter, imports and the backend's start.
@@ -63,7 +73,9 @@ def forecast_plan(
         return Forecast(
             depth_tokens=depth_tokens,
             prompt_tokens=prompt_tokens,
-            reasons={"speed": "nothing is known of this machine's speed; run: brim calibrate"},
+            reasons={
+                "speed": MLX_WITHOUT_GPU if _is_mlx_without_gpu(plan, machine) else UNKNOWN_MACHINE
+            },
         )
     full = speed_at(plan.context_tokens - 1)
     sustained, sustained_reason = sustained_range(speed.decode_tok_s, machine.cooling)
@@ -93,6 +105,8 @@ def _speed(
     depth: int,
     prompt: int,
 ) -> SpeedForecast | None:
+    if _is_mlx_without_gpu(plan, machine):
+        return None
     shape = speed_shape(plan.model, engine=plan.engine)
     if calibration is not None and machine.is_at_hand:
         return forecast_calibrated(
@@ -131,6 +145,10 @@ def _speed(
             kv_type_v=plan.kv_type_v,
         )
     return None
+
+
+def _is_mlx_without_gpu(plan: Plan, machine: MachineSpec) -> bool:
+    return plan.engine == "mlx" and machine.gpu_limit_bytes is None
 
 
 def _first_token_s(speed: SpeedForecast, prompt_tokens: int) -> float:

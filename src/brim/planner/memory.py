@@ -88,6 +88,7 @@ def memory_terms(
                 kv_type_k=kv_type_k,
                 kv_type_v=kv_type_v,
                 micro_batch_tokens=micro_batch_tokens,
+                on_gpu=on_gpu,
             ),
             is_draft,
         )
@@ -167,10 +168,11 @@ def _llamacpp_terms(
 def _in_process(terms: MemoryTerms, is_draft: bool) -> MemoryTerms:
     """The terms with their load peak, and without a process of their own for a draft.
 
-    Nothing is larger while it loads: llama.cpp maps its file and rearranges weights one by one,
-    MLX reads each tensor into its place.
+    Nothing is larger while llama.cpp loads: it maps its file and rearranges weights one by one.
+    MLX says itself what it takes beside the weights until their last layer is in its place.
     """
     if is_draft:
         shared = terms.overhead_bytes - WORKER_OVERHEAD_BYTES
         terms = msgspec.structs.replace(terms, overhead_bytes=shared)
-    return msgspec.structs.replace(terms, load_peak_bytes=terms.total_bytes)
+    peak_bytes = terms.load_peak_bytes - (WORKER_OVERHEAD_BYTES if is_draft else 0)
+    return msgspec.structs.replace(terms, load_peak_bytes=max(peak_bytes, terms.total_bytes))

@@ -1,4 +1,7 @@
-"""Chooses KV type, flash attention and repacking together: they decide between speed and memory."""
+"""Chooses KV type, flash attention and repacking together: they decide between speed and memory.
+
+For llama.cpp and the toy engine; MLX's choices are in `mlx_options`.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -73,7 +76,7 @@ def load_options(
     Args:
         spec: The model.
         machine: Where it will run.
-        engine: The engine's name.
+        engine: 'llamacpp' or 'toy'.
         objective: What to favour.
         wishes: What the user decided.
         measured: Candidates by measurement of this machine, which go before the rules.
@@ -183,8 +186,6 @@ def preferred_options(machine: MachineSpec, engine: str, objective: Objective) -
             kv_type_k="f16", kv_type_v="f16", flash_attention=False, repack_weights=False,
             reasons=dict.fromkeys(("kv_type", "flash_attention", "repack_weights"), reason),
         )  # fmt: skip
-    if engine == "mlx":
-        return _mlx_options(objective)
     if machine.gpu_limit_bytes is not None or objective is Objective.MEMORY:
         return _frugal_options(on_gpu=machine.gpu_limit_bytes is not None)
     if objective is Objective.PREFILL:
@@ -218,27 +219,6 @@ def _frugal_options(*, on_gpu: bool) -> LoadOptions:
             "repack_weights": "the GPU reads the mapped file"
             if on_gpu
             else "weights stay mapped file pages, which the system may drop and read again",
-        },
-    )  # fmt: skip
-
-
-def _mlx_options(objective: Objective) -> LoadOptions:
-    """MLX reads a quantised cache slower than a plain one, so only memory asks for it.
-
-    Source: servers that quantise it by default report 10 % less decode at 2K to 4K tokens, 18 % at
-    42K and 27 to 36 % at 16K (mlx-serve and Rapid-MLX, 2026).
-    """
-    frugal = objective is Objective.MEMORY
-    return LoadOptions(
-        kv_type_k=FRUGAL_KV_TYPE if frugal else "f16",
-        kv_type_v=FRUGAL_KV_TYPE if frugal else "f16",
-        flash_attention=True, repack_weights=False,
-        reasons={
-            "kv_type": "half the bytes of f16"
-            if frugal
-            else "MLX decodes 10 to 36 % slower from a quantised cache",
-            "flash_attention": "MLX's fused attention is its only one",
-            "repack_weights": "MLX computes with weights as the file has them",
         },
     )  # fmt: skip
 

@@ -16,6 +16,15 @@ from brim.core.plan import Objective, Plan
 from brim.errors import ConfigError
 from brim.planner.measured_options import measured_options
 from brim.planner.memory import KV_PADDING_TOKENS, memory_terms, pad_kv_tokens
+from brim.planner.mlx_limits import mlx_environment
+from brim.planner.mlx_options import (
+    MLX_ROWS_REASON,
+    THREADS_REASON,
+    check_exact_profile,
+    kept_as_f16,
+    mlx_load_options,
+    wires_weights,
+)
 from brim.planner.options import (
     LoadOptions,
     Wishes,
@@ -29,6 +38,8 @@ DEFAULT_CONTEXT_TOKENS = 8192
 
 MICRO_BATCH_TOKENS = 512
 """llama.cpp's own default: more rows gain little on a CPU and scratch grows with every row."""
+
+LLAMACPP_ROWS_REASON = "llama.cpp's default; scratch memory grows with every row"
 
 MAX_SEQUENCES = 256
 """llama.cpp's LLAMA_MAX_SEQ; it aborts the process above."""
@@ -66,6 +77,7 @@ def make_plan(
     free_bytes: int | None = None,
     calibration: Calibration | None = None,
     is_draft: bool = False,
+    is_only_model: bool = False,
 ) -> Plan:
     """The plan for one model; None leaves a choice to the planner.
 
@@ -83,6 +95,7 @@ def make_plan(
         free_bytes: What may be granted to it: load options give way to memory to stay within.
         calibration: What was measured of this machine with this engine.
         is_draft: Whether it drafts for another model, in whose process it will be.
+        is_only_model: Whether no other model will be loaded beside it; see `wires_weights`.
 
     Raises:
         ConfigError: A wish contradicts the model, the machine or another wish.
@@ -94,18 +107,8 @@ def make_plan(
             param="max_sequences",
         )
     wishes = Wishes.of(kv_type, flash_attention)
-    candidates = (
-        [exact_options(spec, wishes)]
-        if exact_profile and engine == "llamacpp"
-        else load_options(
-            spec,
-            machine,
-            engine,
-            objective,
-            wishes,
-            _measured(spec, calibration, objective, context),
-        )
-    )
+    measured = _measured(spec, calibration, objective, context) if engine != "mlx" else []
+    candidates = _candidates(spec, machine, engine, objective, wishes, measured, exact_profile)
 
     def terms_with(
         options: LoadOptions, kv_tokens: int, num_sequences: int = max_sequences
@@ -124,17 +127,33 @@ def make_plan(
             is_draft=is_draft,
         )
 
-    options = first_that_fits(
-        candidates,
-        lambda options: terms_with(options, pad_kv_tokens(context)).total_bytes,
-        free_bytes,
-    )
+    def window_bytes(options: LoadOptions) -> int:
+        return terms_with(options, pad_kv_tokens(context)).total_bytes
+
+    if engine == "mlx" and objective is Objective.MEMORY:
+        candidates = sorted(candidates, key=window_bytes)
+    options = first_that_fits(candidates, window_bytes, free_bytes)
     terms = functools.partial(terms_with, options)
     kv_tokens, pool_reason = _pool(context, max_sequences, machine, terms, free_bytes)
-    num_threads, num_batch_threads, threads_reason = _threads(spec, machine, threads, options)
-    environment, environment_reason = _environment(
-        engine, num_batch_threads, exact_profile, options
+    num_threads, num_batch_threads, threads_reason = _threads(
+        spec, machine, engine, threads, options
     )
+    wire, reasons = False, dict(options.reasons)
+    if engine == "mlx":
+        is_alone = is_only_model and not is_draft
+        wire, reasons["wire_weights"] = wires_weights(
+            spec, machine, max_sequences=max_sequences, is_only_model=is_alone
+        )
+        reasons["kv_type"] += kept_as_f16(
+            spec, kv_tokens=kv_tokens, max_sequences=max_sequences, kv_type=options.kv_type_k
+        )
+        environment, environment_reason = mlx_environment(
+            on_gpu=machine.gpu_limit_bytes is not None, wire_weights=wire
+        )
+    else:
+        environment, environment_reason = _environment(
+            engine, num_batch_threads, exact_profile, options
+        )
     return Plan(
         model=spec,
         engine=engine,
@@ -150,6 +169,7 @@ def make_plan(
         repack_weights=options.repack_weights,
         num_threads=num_threads,
         num_batch_threads=num_batch_threads,
+        wire_weights=wire,
         environment=environment,
         memory=terms(kv_tokens),
         reasons={
@@ -157,12 +177,31 @@ def make_plan(
             "kv_tokens": pool_reason,
             "max_batch_tokens": "one micro batch a step: a second would only lengthen the stall of "
             "decoding sequences",
-            "micro_batch_tokens": "llama.cpp's default; scratch memory grows with every row",
-            **options.reasons,
+            "micro_batch_tokens": MLX_ROWS_REASON if engine == "mlx" else LLAMACPP_ROWS_REASON,
+            **reasons,
             "num_threads": threads_reason,
             "environment": environment_reason,
         },
     )
+
+
+def _candidates(
+    spec: ModelSpec,
+    machine: MachineSpec,
+    engine: str,
+    objective: Objective,
+    wishes: Wishes,
+    measured: list[LoadOptions],
+    exact_profile: bool,
+) -> list[LoadOptions]:
+    """Load options of an engine, best first."""
+    if engine == "mlx":
+        if exact_profile:
+            check_exact_profile(machine)
+        return mlx_load_options(spec, objective, wishes)
+    if engine == "llamacpp" and exact_profile:
+        return [exact_options(spec, wishes)]
+    return load_options(spec, machine, engine, objective, wishes, measured)
 
 
 def _context(spec: ModelSpec, asked: int | None) -> tuple[int, str]:
@@ -239,7 +278,7 @@ def _measured(
 
 
 def _threads(
-    spec: ModelSpec, machine: MachineSpec, asked: int | None, options: LoadOptions
+    spec: ModelSpec, machine: MachineSpec, engine: str, asked: int | None, options: LoadOptions
 ) -> tuple[int, int, str]:
     """Threads for one row, threads for several, and why.
 
@@ -249,6 +288,10 @@ def _threads(
     ms a token on one thread, 37.3 and 37.4 on two; with the `openai` client beside it two threads
     kept 0.88 of the bare loop's rate.
     """
+    if engine == "mlx":
+        if asked is not None:
+            raise ConfigError(f"{THREADS_REASON}; leave threads out", param="threads")
+        return 1, 1, THREADS_REASON
     if asked is not None:
         if asked < 1:
             raise ConfigError(f"{asked} threads cannot compute; give at least 1", param="threads")

@@ -197,9 +197,18 @@ def band_of(tok_s: float, use: Use = Use.CHAT) -> Band:
     return Band.USABLE if tok_s >= (USABLE_READ_TOK_S if is_read else USABLE_TOK_S) else Band.BATCH
 
 
-def recommend(candidates: Iterable[Candidate], use: Use) -> list[Recommendation]:
-    """Each model once, in its best quant, best model first; what does not fit comes last."""
-    place = functools.partial(_place, use=use)
+def recommend(
+    candidates: Iterable[Candidate], use: Use, *, default_engine: str | None = None
+) -> list[Recommendation]:
+    """Each model once, in its best quant, best model first; what does not fit comes last.
+
+    Args:
+        candidates: Models in each of their quants, for whichever engine loads that form.
+        use: What the model is wanted for.
+        default_engine: The machine's own (`engine_choice`), which is taken between forms that are
+            worth the same.
+    """
+    place = functools.partial(_place, use=use, default_engine=default_engine)
     by_model: dict[str, list[Recommendation]] = {}
     for candidate in candidates:
         by_model.setdefault(candidate.name, []).append(_judged(candidate, use))
@@ -266,12 +275,16 @@ def _tier(verdict: Verdict, band: Band | None) -> _Tier:
     return _Tier.COMFORTABLE if verdict is Verdict.COMFORTABLE else _Tier.TIGHT
 
 
-def _place(judged: Recommendation, use: Use) -> tuple[_Tier, float, float, int]:
-    """Sorts best first; where nothing fits, what lacks least; ties by size, smaller first."""
+def _place(
+    judged: Recommendation, use: Use, default_engine: str | None
+) -> tuple[_Tier, float, float, bool, int]:
+    """Sorts best first; where nothing fits, what lacks least; ties by engine, then by size."""
     grant = judged.candidate.grant
     short = grant.short_bytes if grant.verdict is Verdict.NO else 0
     worth = judged.score - lag_doublings(judged.band_tok_s, use)
-    return (_tier(grant.verdict, judged.band), short, -worth, grant.asked_bytes)
+    is_foreign = judged.candidate.plan.engine != default_engine
+    tier = _tier(grant.verdict, judged.band)
+    return (tier, short, -worth, is_foreign, grant.asked_bytes)
 
 
 def _judged(candidate: Candidate, use: Use) -> Recommendation:

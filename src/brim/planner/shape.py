@@ -2,7 +2,8 @@
 
 from brim.core.forecast import SpeedShape
 from brim.core.model import KvLayer, ModelSpec
-from brim.planner.kv import kv_layers, mlx_layers
+from brim.planner.kv import kv_layers
+from brim.planner.mlx_kv import mlx_layers
 
 
 def speed_shape(spec: ModelSpec, *, engine: str = "llamacpp") -> SpeedShape:

@@ -101,6 +101,9 @@ FAMILIES = {
 }
 """`model_type` -> family."""
 
+EXPANDED_LATENT = frozenset({"deepseek_v2", "minicpm3"})
+"""`model_type`s of MLA whose classes in mlx-lm keep keys and values of every head; the others keep
+the compressed vector, a tenth as large, as llama.cpp does for all."""
 
 WITHOUT_MERGES = frozenset({
     "gemma", "gemma2", "gemma3", "gemma3n", "bert", "nomic-bert",

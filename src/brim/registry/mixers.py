@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from brim.registry.config_reader import Config
+from brim.registry.families import EXPANDED_LATENT
 
 if TYPE_CHECKING:
     from brim.registry.config_layout import ConfigLayout
@@ -276,6 +277,8 @@ def describe_layers(layout: "ConfigLayout", kinds: Sequence[str]) -> None:
         layout.key("rope.dimension_count", rope)
         layout.key("attention.key_length_mla", nope + rope)
         layout.key("attention.value_length_mla", value)
+        if layout.config.model_type in EXPANDED_LATENT:
+            layout.key("attention.latent_expanded", 1)
         if index := layout.config.number("index_head_dim", default=0):
             layout.key("attention.indexer.key_length", index)
     elif "attention" in used:

@@ -9,7 +9,6 @@ from brim.planner.kv import (
     KV_TYPES,
     kv_bytes_per_token,
     llamacpp_kv_bytes,
-    mlx_kv_bytes,
     pad_kv_tokens,
     window_cells,
 )
@@ -72,22 +71,6 @@ def test_without_flash_attention_v_is_as_wide_as_the_widest(llama_1b: ModelSpec)
 
     assert kv_bytes(True) == 256 * 2 * (64 + 64 + 64 + 256)
     assert kv_bytes(False) == 256 * 2 * (64 + 64 + 256 + 256)
-
-
-def test_mlx_rotates_windows(llama_1b: ModelSpec) -> None:
-    """A windowed layer of MLX grows to window and prefill step at most, but Gemma 2's on."""
-    layers = (KvLayer(key_width=64, value_width=64, window_tokens=1000),)
-    spec = msgspec.structs.replace(llama_1b, kv_layers=layers)
-    found = mlx_kv_bytes(
-        spec, kv_tokens=8192, max_sequences=1, kv_type_k="q8_0", kv_type_v="q8_0",
-        micro_batch_tokens=512,
-    )  # fmt: skip
-    assert found == 1536 * 2 * 68
-    whole = mlx_kv_bytes(
-        msgspec.structs.replace(spec, architecture="gemma2"), kv_tokens=8192, max_sequences=1,
-        kv_type_k="q8_0", kv_type_v="q8_0", micro_batch_tokens=512,
-    )  # fmt: skip
-    assert whole == 8192 * 2 * 68
 
 
 def test_what_cannot_be_stored_is_refused(llama_1b: ModelSpec) -> None:

@@ -114,6 +114,18 @@ def test_a_model_stands_once_in_its_best_quant(plan: Plan) -> None:
     assert [other.quant for other in one.others] == ["Q4_K_M", "Q8_0"]
 
 
+def test_of_equal_forms_the_machines_own_engine_is_taken(plan: Plan) -> None:
+    """Between an MLX and a GGUF form of the same worth the default engine decides, not bytes."""
+    gguf = candidate(plan, "one", quant="Q8_0", percent=0.04)
+    larger = msgspec.structs.replace(gguf.grant, asked_bytes=gguf.grant.asked_bytes + 1)
+    mlx = msgspec.structs.replace(
+        gguf, quant="MLX 8bit", plan=msgspec.structs.replace(gguf.plan, engine="mlx"), grant=larger
+    )
+    for default, quant in (("mlx", "MLX 8bit"), ("llamacpp", "Q8_0"), (None, "Q8_0")):
+        [one] = recommend([gguf, mlx], Use.CHAT, default_engine=default)
+        assert one.candidate.quant == quant
+
+
 def test_the_band_is_that_of_the_warm_machine(plan: Plan) -> None:
     """A burst above the bound does not count where heat takes it back."""
     [hot] = recommend([candidate(plan, "hot", tok_s=25, warm=0.7)], Use.CHAT)
