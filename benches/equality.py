@@ -1,6 +1,7 @@
-"""How far brim's engine is from a plain llama_decode loop on the same file: to the bit, or by e.
+"""How far brim's engines are from plain loops on the same weights: to the bit, or by e.
 
-Two profiles, each in a process of its own because ggml reads its switches once:
+Two profiles, each in a process of its own because ggml reads its switches once.  For GGUF files,
+against a plain llama_decode loop:
 
     exact     q8_0 KV, flash attention, no tiled matmul, no repacking, quantised weights: 64 tokens
               and their logits must be equal to the bit, alone and in company
@@ -8,11 +9,17 @@ Two profiles, each in a process of its own because ggml reads its switches once:
               logit difference is e, and where an argmax differs the plain loop's own gap between
               the two tokens is reported, which must be at most 2 e
 
-"In company" means that seven other sequences decode in the same steps and a long prompt is read in
-chunks.  `--write` puts the shipping figures into docs/equality.json, which tests hold new code to.
+For directories of safetensors, with the MLX engine:
 
-    python benches/equality.py --profile exact MODEL.gguf ...
-    python benches/equality.py --profile shipping --write MODEL.gguf ...
+    exact     against mlx-lm's own generation, with each KV type: equal to the bit
+    shipping  against the plain llama_decode loop on the same weights as an F16 GGUF file
+
+"In company" means that seven other sequences decode in the same steps and a long prompt is read in
+chunks.  `--write` puts the shipping figures into docs/equality.json, which tests hold new code to,
+and into the table of docs/equality.md.
+
+    python benches/equality.py --profile exact MODEL.gguf MODEL_DIR ...
+    python benches/equality.py --profile shipping --write MODEL.gguf MODEL_DIR ...
 """
 
 import argparse
@@ -21,6 +28,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "docs" / "equality.json"
+PAGE = ROOT / "docs" / "equality.md"
 
 NUM_TOKENS = 64
 NUM_COMPANIONS = 7
@@ -86,6 +95,12 @@ class Options:
 
 EXACT = Options("q8_0", flash_attention=True, repack_weights=False)
 
+TABLE_BEGINS = "<!-- written by benches/equality.py -->"
+TABLE_ENDS = "<!-- end -->"
+
+Reference = tuple[list[int], "list[NDArray[np.float32]]"]
+"""Tokens drawn greedily, and the logits behind each."""
+
 # One for each objective of the planner (decode, prefill, memory), and decode without repacking.
 SHIPPING = (
     Options("f16", flash_attention=False, repack_weights=True),
@@ -93,6 +108,16 @@ SHIPPING = (
     Options("f16", flash_attention=True, repack_weights=False),
     Options("q8_0", flash_attention=True, repack_weights=False),
 )
+
+
+MLX_EXACT = ("f16", "q8_0", "q4_0")
+"""KV types with which the MLX engine must equal mlx-lm."""
+
+MLX_SHIPPING = {
+    "f16": Options("f16", flash_attention=False, repack_weights=False),
+    "q8_0": Options("q8_0", flash_attention=True, repack_weights=False),
+}
+"""KV types of the MLX engine, and the plain llama.cpp loop's options to compare each with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,57 +140,98 @@ def label(path: Path) -> str:
 
 
 def compare(path: Path, options: Options, *, exact: bool) -> Iterator[Comparison]:
-    """All comparisons for one model and one set of options."""
-    import numpy as np
+    """llama.cpp behind brim against the plain loop, for one file and one set of options."""
+    engine = _load_engine("llamacpp", path, options, exact=exact)
+    if exact and not engine.capabilities.exact_profile:
+        raise SystemExit(f"{path} does not load in the exact profile: its weights are floats")
+    prompt = encode(engine)[0]
+    yield from _rows(engine, label(path), options.name, plain_run(path, options, prompt))
+    engine.shutdown()
+
+
+def compare_mlx(model_dir: Path, kv_type: str, *, exact: bool) -> Iterator[Comparison]:
+    """The MLX engine against mlx-lm, or against llama.cpp with the same weights in F16."""
+    options = MLX_SHIPPING.get(kv_type, SHIPPING[0])
+    engine = _load_engine("mlx", model_dir, dataclasses.replace(options, kv_type=kv_type))
+    prompt = encode(engine)[0]
+    if exact:
+        from support import mlx_reference
+
+        reference = mlx_reference.greedy(model_dir, prompt, NUM_TOKENS, kv_type)
+    else:
+        with tempfile.TemporaryDirectory(prefix="brim-bench-") as scratch:
+            reference = plain_run(_as_gguf(model_dir, Path(scratch)), options, prompt)
+    yield from _rows(engine, model_dir.name, f"mlx kv={kv_type}", reference)
+    engine.shutdown()
+
+
+def _as_gguf(model_dir: Path, scratch: Path) -> Path:
+    from brim.registry.convert import convert_to_gguf
+
+    path = scratch / f"{model_dir.name}-f16.gguf"
+    convert_to_gguf(model_dir, path, "F16")
+    return path
+
+
+def plain_run(path: Path, options: Options, prompt: Sequence[int]) -> Reference:
+    """What a plain llama_decode loop draws greedily after the prompt."""
     from plain_loop import PlainLoop
 
-    engine = _load_engine(path, options, exact=exact)
+    plain = PlainLoop(path, num_cells=4096, **dataclasses.asdict(options))
+    reference = plain.greedy(prompt, NUM_TOKENS)
+    plain.close()
+    return reference
+
+
+def encode(engine: "Engine") -> list[list[int]]:
+    """Prompts of one sequence and its companions, and one long prompt at the end."""
     tokens = engine.tokenizer.encode(TEXT, add_special=True, parse_special=False)
     prompts = [tokens[: 40 + 9 * i] for i in range(NUM_COMPANIONS + 1)]
-    long_prompt = (tokens * 4)[:600]
-    plain = PlainLoop(path, num_cells=4096, **dataclasses.asdict(options))
-    expected_tokens, expected_logits = plain.greedy(prompts[0], NUM_TOKENS)
-    plain.close()
+    return [*prompts, (tokens * 4)[:600]]
+
+
+def _rows(engine: "Engine", model: str, options: str, reference: Reference) -> Iterator[Comparison]:
+    """Teacher-forced along the reference's tokens: alone, then in company."""
+    import numpy as np
+
+    prompt, *companions, long_prompt = encode(engine)
+    expected_tokens, expected_logits = reference
     for company in ("alone", "in company"):
         in_company = company == "in company"
         found = teacher_forced(
             engine,
-            prompts[0],
+            prompt,
             expected_tokens,
-            prompts[1:] if in_company else [],
+            companions if in_company else [],
             long_prompt if in_company else [],
         )
         differences = [
             float(np.abs(a - b).max()) for a, b in zip(found, expected_logits, strict=True)
         ]
         gaps = [
-            float(reference[token] - reference[logits.argmax()])
-            for token, logits, reference in zip(
-                expected_tokens, found, expected_logits, strict=True
-            )
+            float(expected[token] - expected[logits.argmax()])
+            for token, logits, expected in zip(expected_tokens, found, expected_logits, strict=True)
         ]
         yield Comparison(
-            model=label(path),
-            options=options.name,
+            model=model,
+            options=options,
             company=company,
             num_tokens=NUM_TOKENS,
             num_equal_argmax=sum(gap == 0.0 for gap in gaps),
             max_logit_difference=max(differences),
             max_gap_at_disagreement=max(gaps),
         )
-    engine.shutdown()
 
 
-def _load_engine(path: Path, options: Options, *, exact: bool) -> "Engine":
-    sys.path.insert(0, str(ROOT / "tests"))
+def _load_engine(name: str, path: Path, options: Options, *, exact: bool = True) -> "Engine":
     from support.models import plan_for
 
     from brim.engine import factory
 
-    engine = factory.create("llamacpp")
+    engine = factory.create(name)
     engine.load(
         plan_for(
-            "llamacpp",
+            name,
             path=path,
             exact=exact,
             context_tokens=1024,
@@ -176,8 +242,6 @@ def _load_engine(path: Path, options: Options, *, exact: bool) -> "Engine":
             repack_weights=options.repack_weights,
         )
     )
-    if exact and not engine.capabilities.exact_profile:
-        raise SystemExit(f"{path} does not load in the exact profile: its weights are floats")
     return engine
 
 
@@ -223,13 +287,25 @@ def in_process(profile: str, paths: Sequence[Path]) -> list[Comparison]:
     return [Comparison(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def publish(rows: Sequence[Comparison]) -> None:
-    """Write the largest difference of each model and option to docs/equality.json."""
-    published: dict[str, dict[str, float]] = {}
-    for row in rows:
-        options = published.setdefault(row.model, {})
-        options[row.options] = max(options.get(row.options, 0.0), row.max_logit_difference)
-    PUBLISHED.write_text(json.dumps(published, indent=2) + "\n")
+def published_with(rows: Sequence[Comparison]) -> dict[str, dict[str, float]]:
+    """What is published, with the largest difference of each model and option in `rows`."""
+    published: dict[str, dict[str, float]] = json.loads(PUBLISHED.read_text())
+    for model, options in {(row.model, row.options) for row in rows}:
+        published.setdefault(model, {})[options] = max(
+            row.max_logit_difference for row in rows if (row.model, row.options) == (model, options)
+        )
+    return {model: dict(sorted(options.items())) for model, options in sorted(published.items())}
+
+
+def page_with(page: str, published: dict[str, dict[str, float]]) -> str:
+    """The page, with its table made of what is published."""
+    before, _, rest = page.partition(TABLE_BEGINS)
+    after = rest.partition(TABLE_ENDS)[2]
+    lines = ["| model | options | e |", "|---|---|---|"]
+    for model, options in published.items():
+        lines += [f"| {model} | `{name}` | {e:.4f} |" for name, e in options.items()]
+    table = "\n".join(lines)
+    return f"{before}{TABLE_BEGINS}\n\n{table}\n\n{TABLE_ENDS}{after}"
 
 
 def main() -> int:
@@ -242,16 +318,18 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        sys.path.insert(0, str(ROOT / "tests"))
         for path in args.models:
-            for options in (EXACT,) if args.profile == "exact" else SHIPPING:
-                for row in compare(path, options, exact=args.profile == "exact"):
-                    print(json.dumps(dataclasses.asdict(row)), flush=True)
+            for row in _all_rows(path, exact=args.profile == "exact"):
+                print(json.dumps(dataclasses.asdict(row)), flush=True)
         return 0
     rows = in_process(args.profile, args.models)
     for row in rows:
         print(json.dumps(dataclasses.asdict(row)) if args.json else _line(row))
     if args.write and args.profile == "shipping":
-        publish(rows)
+        published = published_with(rows)
+        PUBLISHED.write_text(json.dumps(published, indent=2) + "\n")
+        PAGE.write_text(page_with(PAGE.read_text(), published))
     limit = 0.0 if args.profile == "exact" else 2.0
     broken = [
         row
@@ -260,6 +338,15 @@ def main() -> int:
         or (args.profile == "exact" and row.max_logit_difference > 0.0)
     ]
     return 1 if broken else 0
+
+
+def _all_rows(path: Path, *, exact: bool) -> Iterator[Comparison]:
+    if path.is_dir():
+        for kv_type in MLX_EXACT if exact else MLX_SHIPPING:
+            yield from compare_mlx(path, kv_type, exact=exact)
+        return
+    for options in (EXACT,) if exact else SHIPPING:
+        yield from compare(path, options, exact=exact)
 
 
 def _line(row: Comparison) -> str:

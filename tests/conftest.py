@@ -7,6 +7,8 @@ import tempfile
 import pytest
 from support.models import EXACT_ENVIRONMENT
 
+from brim.engine.factory import BACKENDS
+
 # ggml and OpenMP read these once a process, so they are set before any backend is loaded.
 os.environ.update(EXACT_ENVIRONMENT)
 
@@ -14,14 +16,13 @@ os.environ.update(EXACT_ENVIRONMENT)
 _STATE = tempfile.TemporaryDirectory(prefix="brim-test-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
-_MODULES = {"llamacpp": "llama_cpp", "mlx": "mlx", "toy": "brim"}
-
 
 def require_engine(name: str) -> None:
     """Skip where an engine's backend is missing, or fail where BRIM_REQUIRE_ENGINES names it."""
-    if importlib.util.find_spec(_MODULES[name]) is not None:
+    missing = [package for package in BACKENDS[name] if importlib.util.find_spec(package) is None]
+    if not missing:
         return
-    message = f"the backend of the {name} engine is not installed"
+    message = f"{', '.join(missing)} of the {name} engine is not installed"
     if name in os.environ.get("BRIM_REQUIRE_ENGINES", "").split(","):
         pytest.fail(f"{message}, and BRIM_REQUIRE_ENGINES names it")
     pytest.skip(message)

@@ -13,7 +13,7 @@ from brim.engine.base import Engine
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture(params=["toy", "llamacpp"])
+@pytest.fixture(params=["toy", "llamacpp", "mlx"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     require_engine(name)

@@ -222,6 +222,18 @@ def test_a_damaged_block_is_refused_whole(engine: Engine) -> None:
     assert engine.num_tokens(target) == 30
 
 
+def test_a_block_of_another_kv_type_is_refused(make_engine: MakeEngine) -> None:
+    """A block goes back only into a cache of the type that it came from."""
+    if "q8_0" not in make_engine(kv_type="f16").capabilities.kv_types:
+        pytest.skip("this engine has one KV type")
+    source, other = make_engine(kv_type="q8_0"), make_engine(kv_type="f16")
+    run = generate(source, [5] * 20, 1)
+    target = other.open(GREEDY)
+    with pytest.raises(StoreError, match="not of"):
+        other.import_kv(target, source.export_kv(run.seq_id))
+    assert other.num_tokens(target) == 0
+
+
 def test_an_import_without_room_does_not_fit(make_engine: MakeEngine) -> None:
     """A block that needs more cells than are free is refused and leaves nothing behind."""
     engine = make_engine(kv_tokens=256, context_tokens=256)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from brim.core.memory import MemoryTerms
+from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.registry.describe import describe_gguf
+from brim.registry.describe_safetensors import describe_directory
 from brim.registry.sources import TOY
 
 TESTS = Path(__file__).parent.parent
@@ -59,11 +61,15 @@ def plan_for(
     flash_attention: bool | None = None,
     repack_weights: bool = False,
 ) -> Plan:
-    """A plan written by hand, so that the contract does not depend on the planner's choices."""
-    spec = TOY if engine == "toy" else describe_gguf(path or pystd_1m_gguf())
-    kv_type = kv_type or ("q8_0" if exact else "f16")
+    """A plan written by hand, so that the contract does not depend on the planner's choices.
+
+    `exact` gives llama.cpp the options under which results do not depend on the batch; MLX on a CPU
+    needs none, and keeps its KV unquantised unless `kv_type` says otherwise.
+    """
+    is_exact_llama = exact and engine == "llamacpp"
+    kv_type = kv_type or ("q8_0" if is_exact_llama else "f16")
     return Plan(
-        model=spec,
+        model=_spec_for(engine, path),
         engine=engine,
         objective=Objective.MEMORY,
         context_tokens=context_tokens,
@@ -77,7 +83,15 @@ def plan_for(
         repack_weights=repack_weights,
         num_threads=2,
         num_batch_threads=2,
-        environment=EXACT_ENVIRONMENT if exact else {"OMP_WAIT_POLICY": "passive"},
+        environment=EXACT_ENVIRONMENT if is_exact_llama else {"OMP_WAIT_POLICY": "passive"},
         memory=MemoryTerms(weights_bytes=0, kv_bytes=0, compute_bytes=0, overhead_bytes=0),
         reasons={},
     )
+
+
+def _spec_for(engine: str, path: Path | None) -> ModelSpec:
+    if engine == "toy":
+        return TOY
+    if engine == "mlx":
+        return describe_directory(path or PYSTD_1M)
+    return describe_gguf(path or pystd_1m_gguf())

@@ -1,0 +1,29 @@
+"""What the MLX engine keeps of one open sequence."""
+
+from brim.core.sampling import SamplingParams
+from brim.engine.mlx.caches import SequenceCaches
+from brim.engine.mlx.sampler import SequenceSampler
+
+
+class MlxSequence:
+    """Tokens that were fed, the caches that hold them, and how the next one is drawn."""
+
+    __slots__ = ("caches", "is_broken", "max_tokens", "row", "sampler", "sampling", "tokens")
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        sampler: SequenceSampler,
+        caches: SequenceCaches,
+        max_tokens: int | None,
+    ) -> None:
+        self.sampling = sampling
+        self.sampler = sampler
+        self.caches = caches
+        self.max_tokens = max_tokens
+        """Most tokens that it will be fed, where that is known."""
+        self.tokens: list[int] = []
+        self.row: int | None = None
+        """Row of the last step's logits that is behind this sequence."""
+        self.is_broken = False
+        """A step failed in a way that could not be taken back; it can only be closed."""
