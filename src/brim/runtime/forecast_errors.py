@@ -29,13 +29,17 @@ def new_load_id() -> str:
 def measured_terms(planned: MemoryTerms, footprint: Footprint) -> dict[str, tuple[int, int]]:
     """Term -> (planned, measured) of what a backend reports by itself.
 
-    A backend that rearranges weights reports the copy among them.
+    A backend that rearranges weights reports the copy among them.  One that takes KV and scratch
+    when they are used has no KV yet after loading, and crumbs of scratch at most, which say nothing
+    of what it will take.
     """
-    return {
-        "weights_bytes": (planned.weights_bytes + planned.repacked_bytes, footprint.weights_bytes),
-        "kv_bytes": (planned.kv_bytes, footprint.kv_bytes),
-        "compute_bytes": (planned.compute_bytes, footprint.compute_bytes + footprint.output_bytes),
-    }
+    weights = (planned.weights_bytes + planned.repacked_bytes, footprint.weights_bytes)
+    terms = {"weights_bytes": weights}
+    if footprint.kv_bytes or not planned.kv_bytes:
+        compute_bytes = footprint.compute_bytes + footprint.output_bytes
+        terms["kv_bytes"] = (planned.kv_bytes, footprint.kv_bytes)
+        terms["compute_bytes"] = (planned.compute_bytes, compute_bytes)
+    return terms
 
 
 class LoadRecord:

@@ -1,5 +1,7 @@
 """How long a worker may take before it counts as hanging: by what the slowest machine needs."""
 
+import sys
+
 from brim.core.plan import Plan
 
 HELLO_LIMIT_S = 60.0
@@ -14,10 +16,20 @@ HANG_LIMIT_S = 60.0
 SLOWEST_FLOPS = 20e9
 """What a single old core multiplies a second; two cores of today measured 400e9."""
 
+SLOWEST_MLX_CPU_FLOPS = 0.02e9
+"""What MLX multiplies a second with packed weights where it has no GPU.  By the type of their
+scales it measured 0.03e9 (f16), 0.15e9 (bf16) and 1.4e9 (f32) on a core of today, beside another
+busy process, with 1 row as with 8."""
+
+TRIED_ROWS = 40
+"""Tokens that a new model is fed before it counts as loaded: MLX tries two short sequences alone,
+in pieces and together, 36 at most; llama.cpp warms up with fewer."""
+
 
 def load_limit_s(plan: Plan) -> float:
-    """Seconds for loading the planned model."""
-    return HELLO_LIMIT_S + plan.model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
+    """Seconds for loading the planned model, and for what is tried out on it then."""
+    read_s = plan.model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
+    return HELLO_LIMIT_S + read_s + _multiply_s(plan, TRIED_ROWS)
 
 
 def hang_limit_s(plan: Plan) -> float:
@@ -26,6 +38,13 @@ def hang_limit_s(plan: Plan) -> float:
     A step multiplies every weight by at most `max_batch_tokens` rows, and may have to read the
     weights anew where the system has dropped them.
     """
-    model = plan.model
-    multiply_s = 2 * plan.max_batch_tokens * model.num_parameters / SLOWEST_FLOPS
-    return HANG_LIMIT_S + multiply_s + model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
+    read_s = plan.model.weights_bytes / SLOWEST_LOAD_BYTES_PER_S
+    return HANG_LIMIT_S + read_s + _multiply_s(plan, plan.max_batch_tokens)
+
+
+def _multiply_s(plan: Plan, num_rows: int) -> float:
+    """Seconds in which the slowest machine for the engine takes rows through every weight."""
+    # Only Apple silicon has the GPU that MLX is made for, and no other macOS machine runs it.
+    is_mlx_cpu = plan.engine == "mlx" and sys.platform != "darwin"
+    flops = SLOWEST_MLX_CPU_FLOPS if is_mlx_cpu else SLOWEST_FLOPS
+    return 2 * num_rows * plan.model.num_parameters / flops

@@ -22,6 +22,7 @@ from brim.core.answer import ErrorInfo
 from brim.core.plan import Plan
 from brim.engine import factory
 from brim.errors import BrimError
+from brim.machine.qos import QosClass, set_qos_class
 from brim.worker import protocol
 from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
@@ -56,6 +57,9 @@ def main() -> int:
 
 def _settle_in(parent_pid: int) -> None:
     """What a process of this kind must arrange with the system, before anything can go wrong."""
+    # Before any other thread starts, and before a backend is imported that starts some: they
+    # inherit it.  Someone waits for the tokens, but the machine's own windows come first.
+    set_qos_class(QosClass.USER_INITIATED)
     # A terminal sends Ctrl-C to the whole group; the gateway decides what it means for answers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -86,7 +90,7 @@ def _serve(plan: Plan, frames: FrameThread, outbox: Outbox) -> int:
             footprint=engine.footprint(),
             load_s=time.monotonic() - started_s,
             exact_profile=engine.capabilities.exact_profile,
-            can_fork_prefix=engine.capabilities.can_fork_prefix,
+            forks_share_kv=engine.capabilities.forks_share_kv,
         )
     )
     # What start-up left behind lives as long as the process: no collection need look at it again.

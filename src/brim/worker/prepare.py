@@ -51,6 +51,9 @@ class PromptBuilder:
         encode, begin = self._tokenizer.encode, self._tokenizer.bos_piece
         if not begin or not text.startswith(begin):
             return encode(text, add_special=True, parse_special=parse_special)
+        if parse_special:
+            # In one piece: some tokenizers put a space before a text, but not behind a token.
+            return encode(text, add_special=False, parse_special=True)
         rest = encode(text[len(begin) :], add_special=False, parse_special=parse_special)
         return encode(begin, add_special=False, parse_special=True) + rest
 

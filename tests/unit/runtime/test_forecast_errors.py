@@ -87,3 +87,10 @@ async def test_a_rearranged_copy_is_no_error_of_the_weights() -> None:
     assert all(plan == found for plan, found in terms.values())
     past = PastErrors(ratios={term: (found / plan,) for term, (plan, found) in terms.items()})
     assert corrected(planned, past) == planned
+
+
+def test_what_a_backend_takes_later_is_no_error_of_the_plan() -> None:
+    """A backend without KV, and with crumbs of scratch, after loading needs more when it works."""
+    planned = MemoryTerms(weights_bytes=100, kv_bytes=50, compute_bytes=30_000, overhead_bytes=9)
+    loaded = Footprint(weights_bytes=104, mapped_weights_bytes=0, kv_bytes=0, compute_bytes=214)
+    assert measured_terms(planned, loaded) == {"weights_bytes": (100, 104)}
