@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from brim.errors import ModelFileError, Unsupported
+from brim.registry.chat_template import read_chat_template
 from brim.registry.safetensors_header import read_json
 
 MAX_TOKENIZER_BYTES = 128 * 1024 * 1024
@@ -87,7 +88,7 @@ def read_vocabulary(model_dir: Path, vocab_size: int) -> Vocabulary:
         raise Unsupported(f"{settings_path} sets add_bos_token, which brim does not convert")
     tokens, types = _tokens(path, tokenizer, vocab_size)
     ids = {token: number for number, token in enumerate(tokens)}
-    template = _chat_template(model_dir, settings)
+    template = read_chat_template(model_dir)
     eos = _special(settings, "eos_token", ids)
     ends_turn = template is not None and eos is not None and tokens[eos] in template
     return Vocabulary(
@@ -164,15 +165,3 @@ def _special(settings: dict[str, Any], key: str, ids: dict[str, int]) -> int | N
     token = settings.get(key)
     text = token.get("content") if isinstance(token, dict) else token
     return ids.get(text) if isinstance(text, str) else None
-
-
-def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
-    """From its own file, as newer checkpoints have it, or from the tokenizer's settings."""
-    own_file = model_dir / "chat_template.jinja"
-    if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        entries = (entry for entry in template if isinstance(entry, dict))
-        template = {e.get("name"): e.get("template") for e in entries}.get("default")
-    return template if isinstance(template, str) else None

@@ -70,6 +70,21 @@ class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         wanted = (DEFAULT_QUANTS[self.uses[0]], *FALLBACK_QUANTS)
         return next((q for q in wanted if q in self.gguf_quants), self.gguf_quants[-1])
 
+    @property
+    def default_mlx_quant(self) -> str | None:
+        """The MLX quant that is meant where none is named; None where it would lose more.
+
+        The smallest with as many bits as the GGUF default's name says.
+
+        Example:
+            >>> find("qwen3:8b")[0].default_mlx_quant
+            'MLX 4bit'
+            >>> find("Qwen3-Coder-30B-A3B-Instruct")[0].default_mlx_quant is None
+            True
+        """
+        least = _bits(self.default_quant)
+        return min((q for q in self.mlx if _bits(q) >= least), key=_bits, default=None)
+
     def spec(self, quant: str, name: str) -> ModelSpec:
         """The model as large as a quant's recipe makes it, under the name that clients will use.
 
@@ -253,6 +268,26 @@ def _plain(name: str) -> str:
         'qwen3-8b-q4-k-m'
     """
     return re.sub(r"[\s:_/-]+", "-", name.strip().lower()).strip("-")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether it is a model's name with no quant behind it.
+
+    Example:
+        >>> is_model_name("qwen3:8b"), is_model_name("qwen3:8b-q8_0"), is_model_name("?")
+        (True, False, False)
+    """
+    return _plain(name) in _names()
+
+
+def _bits(quant: str) -> int:
+    """The bits of a weight by a quant's name, without scales.
+
+    Example:
+        >>> _bits("Q4_K_M"), _bits("MLX 6bit"), _bits("MXFP4"), _bits("BF16")
+        (4, 6, 4, 16)
+    """
+    return int(re.findall(r"\d+", quant)[0])
 
 
 def _is_quant(text: str) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 
 from brim.core.model import ModelSpec
 from brim.errors import ModelFileError
+from brim.registry.chat_template import read_chat_template
 from brim.registry.config_json import spec_from_config
 from brim.registry.gguf_header import TensorInfo
 from brim.registry.mlx_names import as_gguf, packing_of
@@ -37,9 +38,10 @@ def describe_directory(model_dir: Path, *, name: str | None = None) -> ModelSpec
     config = read_json(model_dir / "config.json")
     tensors = read_headers(model_dir)
     paths = tuple(sorted({str(tensor.path.absolute()) for tensor in tensors.values()}))
-    return describe_tensors(
+    spec = describe_tensors(
         config, tensors, name=name or model_dir.resolve().name.lower(), paths=paths
     )
+    return msgspec.structs.replace(spec, chat_template=read_chat_template(model_dir))
 
 
 def describe_tensors(

@@ -1,12 +1,16 @@
-"""Which file of a repository is meant: quants are found by file name, as publishers write them."""
+"""Which files of a repository are meant: a GGUF quant by its name, or a checkpoint's own files.
+
+Quants are found by file name, as publishers write them.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from brim.errors import InvalidRequest, ModelFileError, NotFound
 from brim.registry.describe import SPLIT_NAME
+from brim.registry.safetensors_header import INDEX, SINGLE, has_safetensors
 
 PREFERRED_QUANTS = ("Q4_K_M", "Q8_0", "F16")
 """What a repository is asked for when no quant is named: the field's usual choice for chat, then
@@ -14,6 +18,22 @@ what loses least."""
 
 NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 """GGUF files that lie beside language models and are none."""
+
+
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What goes with a checkpoint's weights, where it is there: never code, never another format."""
+
+MAX_TEXT_FILE_BYTES = 128 << 20
+"""Of one of them; the tokenizers with the largest vocabularies have 35 MB."""
 
 
 class HubFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +49,49 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True):
 def has_gguf(files: Iterable[HubFile]) -> bool:
     """Whether a GGUF model is among them; what only goes with one (a projector) does not count."""
     return bool(_groups(files))
+
+
+def has_checkpoint(files: Iterable[HubFile]) -> bool:
+    """Whether a safetensors model with its config is among them, in the repository's root."""
+    names = {file.name for file in files}
+    return "config.json" in names and has_safetensors(names)
+
+
+def checkpoint_text_files(files: Iterable[HubFile], reference: str) -> list[HubFile]:
+    """What describes a checkpoint: config, tokenizer, chat template, and the index of its parts.
+
+    Raises:
+        ModelFileError: One is far larger than any model's.
+    """
+    by_name = {file.name: file for file in files}
+    names = CHECKPOINT_FILES if SINGLE in by_name else (*CHECKPOINT_FILES, INDEX)
+    found = [by_name[name] for name in names if name in by_name]
+    for file in found:
+        if (file.size_bytes or 0) > MAX_TEXT_FILE_BYTES:
+            raise ModelFileError(
+                f"{file.name} of {reference} has {file.size_bytes} bytes, more than any model's; "
+                "choose another repository of the model"
+            )
+    return found
+
+
+def checkpoint_weight_files(
+    files: Iterable[HubFile], parts: Sequence[str], reference: str
+) -> list[HubFile]:
+    """The files with a checkpoint's weights: the single one, or the parts that its index names.
+
+    Raises:
+        ModelFileError: The repository lacks a part.
+    """
+    by_name = {file.name: file for file in files}
+    if SINGLE in by_name:
+        return [by_name[SINGLE]]
+    if missing := [part for part in parts if part not in by_name]:
+        raise ModelFileError(
+            f"{reference} lacks {missing[0]}, which its index names; choose another repository of "
+            "the model"
+        )
+    return [by_name[part] for part in parts]
 
 
 def choose(files: list[HubFile], quant: str | None, reference: str) -> list[HubFile]:

@@ -77,6 +77,8 @@ def read_headers(model_dir: Path) -> dict[str, SafeTensor]:
     if single.is_file():
         return read_safetensors(single)
     if not index.is_file():
+        if single.is_symlink():  # as in a cache out of which its file was deleted
+            raise ModelFileError(f"{single} links to a file that is gone; download it again")
         raise NotFound(f"{model_dir} has no model.safetensors; name a model's directory")
     named = read_json(index)
     tensors: dict[str, SafeTensor] = {}

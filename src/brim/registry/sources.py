@@ -1,28 +1,36 @@
 """From what a user types to a `ModelSpec`: paths, the built-in models, and the Hugging Face hub.
 
-`resolve` gives a model that can be loaded, and downloads it where it must; `describe` gives what
-can be known without that, of models in any form.
+`forms_of` gives the forms in which a model is at hand; `resolve` gives one that can be loaded, and
+downloads it where it must; `describe` gives what can be known without that.
 """
 
+import functools
 import os
-import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from brim.core.model import ModelSpec
 from brim.errors import BrimError, InvalidRequest, NotFound
-from brim.registry.config_json import spec_from_config
 from brim.registry.describe import describe_gguf, model_stem
 from brim.registry.describe_safetensors import describe_directory
+from brim.registry.forms import (
+    Form,
+    catalogue_forms,
+    checkpoint_form,
+    config_form,
+    directory_forms,
+    file_form,
+    first_of,
+    repository_forms,
+)
+from brim.registry.forms import gguf_in as gguf_in
+from brim.registry.forms import name_of_config as name_of_config
 from brim.registry.hub import REPOSITORY, Hub
-from brim.registry.hub_choice import HubFile, choose, has_gguf
-from brim.registry.safetensors_header import has_safetensors, read_json
 
 DEMO_PATH = Path(__file__).parent / "data" / "demo.gguf"
 """The small model that comes with brim; docs/demo-model.md says what it is."""
-
-FORMS = "the path of a .gguf file, demo, or hf:ORG/REPO[:QUANT]"
 
 DESCRIBED_FORMS = (
     "the path of a .gguf file, a model's directory or a config.json, demo, hf:ORG/REPO[:QUANT], "
@@ -64,38 +72,21 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 def resolve(reference: str, *, name: str | None = None, hub: Hub | None = None) -> ModelSpec:
     """The model that `reference` names; one from the hub is downloaded unless it is cached.
 
+    Of a model that is here in several forms the first of `forms.FORMATS` is taken.
+
     Args:
-        reference: The path of a .gguf file, `demo`, `toy`, or `hf:ORG/REPO[:QUANT]`.
-        name: What clients will call it; by default `demo`, `toy` or the lower-cased file stem.
+        reference: The path of a .gguf file or of a model's directory, `demo`, `toy`,
+            `hf:ORG/REPO[:QUANT]`, or a model of the catalogue.
+        name: What clients will call it; by default what it is called where it lies, lower-cased.
         hub: Another hub or cache than the environment names.
 
     Raises:
         NotFound: Nothing has that name.
         ModelFileError: The file is damaged, incomplete or of another kind.
-        InvalidRequest: A directory or an unclear quant was named, or a path that is no text.
-        BrimError: What `Hub.fetch` raises.
+        InvalidRequest: An unclear quant was named, or a path that is no text.
+        BrimError: What `Hub.look` and a transfer raise.
     """
-    if not reference.strip():
-        raise NotFound(f"no model was named; give {FORMS}")
-    if reference == "toy":
-        return msgspec.structs.replace(TOY, name=name or TOY.name)
-    if reference == "demo":
-        return describe_gguf(DEMO_PATH, name=name or "demo")
-    if reference.startswith("hf:"):
-        return describe_gguf(_fetch(reference, hub or Hub()), name)
-    try:
-        path = Path(reference).expanduser()
-        is_directory, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as exc:  # too long for a path, or no such user's home
-        raise NotFound(f"there is no model '{reference:.80}' ({exc!s:.80}); give {FORMS}") from exc
-    if is_directory or is_file:
-        _check_is_text(path)
-    if is_directory:
-        raise InvalidRequest(_about_directory(path))
-    if is_file or path.suffix.lower() == ".gguf":
-        return describe_gguf(path, name)
-    meant = f" (did you mean hf:{reference}?)" if REPOSITORY.fullmatch(reference) else ""
-    raise NotFound(f"there is no model '{reference}'{meant}; give {FORMS}")
+    return first_of(forms_of(reference, name=name, hub=hub)).fetch()
 
 
 def describe(
@@ -104,9 +95,26 @@ def describe(
     """What is known of a model without loading or downloading it.
 
     Args:
-        reference: As for `resolve`, or a directory with GGUF or safetensors files or a config.json
-            (both may have `:QUANT` behind them), a model of the catalogue (`qwen3:8b`), or the
-            address of a GGUF file.  Of a repository or an address only headers are fetched.
+        reference: As for `forms_of`.
+        quant: As for `forms_of`.
+        name: What clients will call it.
+        hub: Another hub or cache than the environment names.
+
+    Raises:
+        BrimError: As `forms_of`, and where a header cannot be read or is damaged.
+    """
+    return first_of(forms_of(reference, quant=quant, name=name, hub=hub)).describe()
+
+
+def forms_of(
+    reference: str, *, quant: str | None = None, name: str | None = None, hub: Hub | None = None
+) -> tuple[Form, ...]:
+    """The forms in which a model is at hand, at least one.
+
+    Args:
+        reference: As for `resolve`; to be described and not loaded, also a config.json or a
+            directory with one (both may have `:QUANT` behind them), or the address of a GGUF file.
+            Of a repository or an address only headers are fetched.
         quant: A quant's name: which file of a repository or directory is meant, or the quant that
             a config, a checkpoint without one or a model of the catalogue is planned in.
         name: What clients will call it.
@@ -122,14 +130,14 @@ def describe(
         raise NotFound(f"no model was named; give {DESCRIBED_FORMS}")
     if reference.startswith("hf:"):
         repo_id, quant = repository_and_quant(reference, quant)
-        return (hub or Hub()).describe(repo_id, quant, name)
+        return repository_forms(repo_id, quant, name, hub or Hub())
     path, quant = path_and_quant(reference, quant)
     if path is not None and path.is_dir():
-        return _describe_directory(path, quant, name)
+        return directory_forms(path, quant, name)
     if path is not None and path.suffix.lower() == ".json":
-        return _from_config(path, quant, name or name_of_config(path).lower())
+        return (config_form(path, quant, name),)
     if path is not None and path.suffix.lower() == ".safetensors":
-        return _describe_checkpoint(path.parent, quant, name)
+        return (checkpoint_form(path.parent, quant, name),)
     is_address = reference.startswith(("http://", "https://"))
     is_file = path is not None or reference.lower().endswith(".gguf")
     if is_address or is_file or reference in ("toy", "demo"):
@@ -137,20 +145,49 @@ def describe(
             raise InvalidRequest(
                 f"{reference:.200} has its own quant; leave {quant} out, or name a config.json"
             )
-        if is_address:
-            return _describe_address(reference, name)
-        return resolve(reference, name=name, hub=hub)
-    return _from_catalogue(reference, quant, name)
+        return (_single_form(reference, path, name),)
+    try:
+        return catalogue_forms(reference, quant, name, lambda: hub or Hub())
+    except NotFound as exc:
+        meant = f" (did you mean hf:{reference}?)" if REPOSITORY.fullmatch(reference) else ""
+        raise NotFound(
+            f"there is no model '{reference:.100}'{meant}: {exc.message}; give {DESCRIBED_FORMS}"
+        ) from exc
+
+
+def _single_form(reference: str, path: Path | None, name: str | None) -> Form:
+    """A model that exists in one form alone."""
+    if reference == "toy":
+        toy = msgspec.structs.replace(TOY, name=name or TOY.name)
+        return Form("toy", lambda: toy, lambda: toy)
+    if reference == "demo":
+        return file_form(DEMO_PATH, name or "demo")
+    if reference.startswith(("http://", "https://")):
+        return Form(
+            "gguf", lambda: _describe_address(reference, name), lambda: _not_here(reference)
+        )
+    return file_form(path or Path(reference).expanduser(), name)
+
+
+def _not_here(address: str) -> ModelSpec:
+    shown = address.partition("?")[0].rpartition("@")[2]  # a password is not shown
+    raise InvalidRequest(f"{shown:.200} is not on this machine; download it and name the file")
 
 
 def list_local(hub: Hub | None = None) -> list[LocalModel]:
-    """The demo model and every GGUF model in the hub's cache, damaged ones with the reason.
+    """The demo model and every model in the hub's cache, damaged ones with the reason.
 
     Reads headers only, asks nobody.
     """
-    found = [_described("demo", DEMO_PATH, "demo")]
-    for repo_id, path in (hub or Hub()).cached_files():
-        found.append(_described(f"hf:{repo_id}:{model_stem(path.name)}", path, None))
+    hub = hub or Hub()
+    found = [_described("demo", DEMO_PATH, lambda: describe_gguf(DEMO_PATH, "demo"))]
+    for repo_id, path in hub.cached_files():
+        reference = f"hf:{repo_id}:{model_stem(path.name)}"
+        found.append(_described(reference, path, functools.partial(describe_gguf, path)))
+    for repo_id, directory in hub.cached_checkpoints():
+        name = repo_id.rpartition("/")[2].lower()
+        read = functools.partial(describe_directory, directory, name=name)
+        found.append(_described(f"hf:{repo_id}", directory, read))
     return found
 
 
@@ -186,66 +223,6 @@ def _existing(reference: str) -> Path | None:
     return path if exists else None
 
 
-def gguf_in(directory: Path, quant: str | None) -> Path | None:
-    """The GGUF file in a directory, or a split one's first part; None where it has no model.
-
-    Args:
-        directory: Which is not searched below.
-        quant: A quant's name or a file's; None as for a repository.
-
-    Raises:
-        NotFound: None of its files is in that quant.
-        InvalidRequest: Several are.
-        ModelFileError: A part is missing.
-    """
-    files = [HubFile(name=path.name) for path in directory.iterdir() if path.is_file()]
-    if not has_gguf(files):
-        return None
-    return directory / choose(files, quant, str(directory))[0].name
-
-
-def name_of_config(path: Path) -> str:
-    """What a model is called of which only a config is at hand: its directory, or the file."""
-    return path.stem if path.stem != "config" else path.resolve().parent.name
-
-
-def _describe_directory(path: Path, quant: str | None, name: str | None) -> ModelSpec:
-    if (file := gguf_in(path, quant)) is not None:
-        return describe_gguf(file, name)
-    if (path / "config.json").is_file():
-        return _describe_checkpoint(path, quant, name)
-    raise NotFound(f"{path} is a directory without models; give {DESCRIBED_FORMS}")
-
-
-def _describe_checkpoint(model_dir: Path, quant: str | None, name: str | None) -> ModelSpec:
-    if quant is None and has_safetensors(path.name for path in model_dir.iterdir()):
-        return describe_directory(model_dir, name=name)
-    config = model_dir / "config.json"
-    return _from_config(config, quant, name or name_of_config(config).lower())
-
-
-def _from_config(path: Path, quant: str | None, name: str) -> ModelSpec:
-    if quant is None:
-        raise InvalidRequest(
-            f"{path} does not say which quant to plan for; name one behind it, as in "
-            f"{path}:Q4_K_M or '{path}:MLX 4bit', or by --quant Q4_K_M"
-        )
-    return spec_from_config(read_json(path), quant=quant, name=name)
-
-
-def _from_catalogue(reference: str, quant: str | None, name: str | None) -> ModelSpec:
-    from brim.registry.catalogue import find
-
-    try:
-        entry, quant = find(reference, quant)
-    except NotFound as exc:
-        meant = f" (did you mean hf:{reference}?)" if REPOSITORY.fullmatch(reference) else ""
-        raise NotFound(
-            f"there is no model '{reference:.100}'{meant}: {exc.message}; give {DESCRIBED_FORMS}"
-        ) from exc
-    return entry.spec(quant, name or entry.name.lower())
-
-
 def repository_and_quant(reference: str, quant: str | None) -> tuple[str, str | None]:
     """The repository that `hf:ORG/REPO[:QUANT]` names, and the quant asked for.
 
@@ -255,7 +232,9 @@ def repository_and_quant(reference: str, quant: str | None) -> tuple[str, str | 
     """
     repo_id, _, selected = reference.removeprefix("hf:").partition(":")
     if not REPOSITORY.fullmatch(repo_id):
-        raise NotFound(f"'{reference:.100}' is not of the form hf:ORG/REPO[:QUANT]; give {FORMS}")
+        raise NotFound(
+            f"'{reference:.100}' is not of the form hf:ORG/REPO[:QUANT]; give {DESCRIBED_FORMS}"
+        )
     if selected and quant and selected.lower() != quant.lower():
         raise InvalidRequest(f"{reference} names a quant already; leave {quant} out")
     return repo_id, selected or quant
@@ -269,13 +248,9 @@ def _describe_address(address: str, name: str | None) -> ModelSpec:
         return describe_gguf_at(files, names, name=name)
 
 
-def _fetch(reference: str, hub: Hub) -> Path:
-    return hub.fetch(*repository_and_quant(reference, None))
-
-
-def _described(reference: str, path: Path, name: str | None) -> LocalModel:
+def _described(reference: str, path: Path, read: Callable[[], ModelSpec]) -> LocalModel:
     try:
-        return LocalModel(reference=reference, path=os.fspath(path), spec=describe_gguf(path, name))
+        return LocalModel(reference=reference, path=os.fspath(path), spec=read())
     except BrimError as exc:
         return LocalModel(reference=reference, path=os.fspath(path), problem=exc.message)
 
@@ -292,13 +267,3 @@ def _check_is_text(path: Path) -> None:
     except UnicodeEncodeError as exc:
         shown = os.fsencode(whole).decode("utf-8", "backslashreplace")
         raise InvalidRequest(f"the path {shown} is not UTF-8; rename or link it") from exc
-
-
-def _about_directory(path: Path) -> str:
-    if models := sorted(path.glob("*.gguf")):
-        return f"{path} is a directory; name the file in it, for example {models[0]}"
-    if (path / "config.json").is_file():
-        out = f"{path.resolve().name}.gguf"
-        command = f"brim convert {shlex.quote(str(path))} {shlex.quote(out)}"
-        return f"{path} is a safetensors model; convert it first: {command}"
-    return f"{path} is a directory without models; give {FORMS}"

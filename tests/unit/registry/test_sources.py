@@ -13,7 +13,7 @@ from support.models import PYSTD_1M
 from brim.errors import BrimError, InvalidRequest, ModelFileError, NotFound
 from brim.registry.hub import Hub
 from brim.registry.remote import names_of_parts
-from brim.registry.sources import DEMO_PATH, describe, list_local, resolve
+from brim.registry.sources import DEMO_PATH, describe, forms_of, list_local, resolve
 
 WriteLlama = Callable[..., Path]
 
@@ -77,16 +77,62 @@ class TestResolve:
             resolve(str(tmp_path / "none.gguf"))
 
     def test_directory_with_models(self, write_llama: WriteLlama) -> None:
-        """A directory is refused with a file in it as the example."""
+        """A directory with one GGUF model is that model, also by its quant."""
         path = write_llama()
-        with pytest.raises(InvalidRequest, match=path.name):
-            resolve(str(path.parent))
+        assert resolve(str(path.parent)).paths == (str(path),)
+        assert resolve(f"{path.parent}:{path.stem}").paths == (str(path),)
+        with pytest.raises(NotFound, match="has no quant Q2_K; it has"):
+            resolve(f"{path.parent}:Q2_K")
+
+    def test_a_gguf_model_with_its_config(self, write_llama: WriteLlama) -> None:
+        """A config beside a GGUF file, as publishers put it there, changes nothing."""
+        path = write_llama()
+        shutil.copy(PYSTD_1M / "config.json", path.parent)
+        assert resolve(str(path.parent)).paths == (str(path),)
+
+    def test_two_forms_in_one_directory(self, checkpoint: Path) -> None:
+        """Both are one model, which clients call the same whichever engine takes it."""
+        shutil.copy(DEMO_PATH, checkpoint / "demo-Q8_0.gguf")
+        found = {form.format: form.fetch().name for form in forms_of(str(checkpoint))}
+        assert found == dict.fromkeys(("gguf", "safetensors"), checkpoint.name.lower())
+        assert {form.fetch().name for form in forms_of(str(checkpoint), name="x")} == {"x"}
+        assert resolve(f"{checkpoint}:Q8_0").name == "demo-q8_0"
 
     def test_checkpoint(self) -> None:
-        """A safetensors directory is refused with the command that converts it."""
-        advice = f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf"
-        with pytest.raises(InvalidRequest, match=f"{re.escape(advice)}$"):
-            resolve(str(PYSTD_1M))
+        """A safetensors directory is a model, named by its directory or by one of its files."""
+        spec = resolve(str(PYSTD_1M))
+        assert (spec.format, spec.name) == ("safetensors", "pystd-1m")
+        assert spec.paths == (str(PYSTD_1M / "model.safetensors"),)
+        assert resolve(spec.paths[0]) == spec
+
+    def test_a_checkpoint_in_a_quant_that_it_has_not(self) -> None:
+        """A quant of a checkpoint can be planned; to load it, it must be made first."""
+        reference = f"{PYSTD_1M}:Q8_0"
+        assert describe(reference).quant == "Q8_0"
+        advice = f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf --quant Q8_0"
+        with pytest.raises(InvalidRequest, match=f"no weights in Q8_0; .*{re.escape(advice)}$"):
+            resolve(reference)
+
+    @pytest.mark.parametrize("quant", ["Q4_K_M", "MLX 4bit"])
+    def test_a_quant_that_brim_cannot_make(self, quant: str) -> None:
+        """Converting is not offered for a quant that `brim convert` does not write."""
+        with pytest.raises(InvalidRequest, match=f"in {quant}; leave {quant} out to load what is"):
+            resolve(f"{PYSTD_1M}:{quant}")
+
+    def test_a_checkpoint_without_its_weights(self, tmp_path: Path) -> None:
+        """A config alone is planned in a quant, and cannot be loaded."""
+        shutil.copy(PYSTD_1M / "config.json", tmp_path)
+        with pytest.raises(InvalidRequest, match=r"no model\.safetensors; bring the weights there"):
+            resolve(str(tmp_path))
+        with pytest.raises(InvalidRequest, match="no weights in Q8_0; name a directory or a repo"):
+            resolve(f"{tmp_path}:Q8_0")
+
+    def test_weights_that_a_cache_lost(self, tmp_path: Path) -> None:
+        """A link whose file was deleted is told apart from a directory that never had weights."""
+        shutil.copy(PYSTD_1M / "config.json", tmp_path)
+        (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+        with pytest.raises(ModelFileError, match="links to a file that is gone; download it again"):
+            resolve(str(tmp_path))
 
     @pytest.mark.parametrize("reference", ["", "  "])
     def test_no_name_at_all(self, reference: str) -> None:
@@ -103,7 +149,7 @@ class TestResolve:
 
     def test_empty_directory(self, tmp_path: Path) -> None:
         """A directory with no model in it is refused as such."""
-        with pytest.raises(InvalidRequest, match="without models"):
+        with pytest.raises(NotFound, match="without models"):
             resolve(str(tmp_path))
 
     def test_damaged_file(self, tmp_path: Path) -> None:
@@ -193,7 +239,7 @@ class TestDescribe:
     def test_a_config_without_weights(self, checkpoint: Path) -> None:
         """A directory with a config alone asks for a quant to plan for, and takes it."""
         (checkpoint / "model.safetensors").unlink()
-        with pytest.raises(InvalidRequest, match="--quant Q4_K_M"):
+        with pytest.raises(InvalidRequest, match=f"as in {re.escape(str(checkpoint))}:Q4_K_M"):
             describe(str(checkpoint))
         assert describe(f"{checkpoint}:Q8_0").is_estimated
 
