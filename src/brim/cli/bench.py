@@ -1,7 +1,8 @@
 """`brim bench`: what a model does on this machine, and servers side by side."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,8 +10,9 @@ from brim.cli.bench_standin import standin
 
 if TYPE_CHECKING:
     from brim.bench.serve import Report
-    from brim.bench.speed import Row
+    from brim.bench.speed import Case, Row
     from brim.bench.stats import Summary
+    from brim.core.model import ModelSpec
     from brim.core.plan import Plan
     from brim.engine.base import Engine
 
@@ -28,8 +30,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, all samples in
 @app.command("speed")
 def speed(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A .gguf file, hf:ORG/REPO[:QUANT], or demo.")
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="A .gguf file, a model's directory, hf:ORG/REPO[:QUANT], or demo; two forms of "
+            "one model compare their engines.",
+        ),
     ],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="mlx, llamacpp, or both in turns; by the model's form unless given. For both, a "
+            "checkpoint without a GGUF form is converted to F16."
+        ),
+    ] = None,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="Prompt lengths in tokens, as 512,1024; 0: none.")
     ] = "512",
@@ -39,6 +54,9 @@ def speed(
     depth: Annotated[
         str, typer.Option("--depth", "-d", help="Tokens already in the context, as 0,4096.")
     ] = "0",
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", help="Sequences that produce tokens at once, as 1,8.")
+    ] = "1",
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", min=1, help="Counted runs of each test.")
     ] = 5,
@@ -62,25 +80,71 @@ def speed(
 ) -> None:
     """Time prefill (pp) and decode (tg) without a server; rows are named as llama-bench's."""
     from brim.bench import speed as bench
+    from brim.cli.bench_engines import wants_comparison
+    from brim.core.plan import Objective
+
+    wanted = bench.cases(
+        _numbers(prompt, "--prompt"),
+        _numbers(generate, "--generate"),
+        _numbers(depth, "--depth"),
+        _numbers(batch, "--batch", least=1),
+    )
+    if objective not in (None, *Objective):
+        raise typer.BadParameter(f"--objective is one of {', '.join(Objective)}; not '{objective}'")
+    wishes = {"kv_type": kv, "flash_attention": flash_attention, "threads": threads}
+    plan_of = _planner(wanted, objective, wishes)
+    if wants_comparison(model, engine):
+        _compare(model, wanted, repetitions, plan_of, force=force, as_json=as_json)
+    else:
+        plan = plan_of(_form(model[0], engine))
+        _measure(plan, wanted, repetitions, force=force, as_json=as_json)
+
+
+def _measure(
+    plan: "Plan", wanted: "list[Case]", repetitions: int, *, force: bool, as_json: bool
+) -> None:
+    """Time one engine, in this process."""
+    from brim.bench import speed as bench
     from brim.cli.errors import say
     from brim.cli.neighbours import granted
     from brim.cli.output import print_json
 
-    wanted = bench.cases(
-        _numbers(prompt, "--prompt"), _numbers(generate, "--generate"), _numbers(depth, "--depth")
-    )
-    longest = max(case.num_tokens for case in wanted)
-    plan = _plan(model, longest, threads, kv, flash_attention, objective)
     with granted(plan.model.name, plan, force=force):
-        engine = _load(plan)
+        loaded = _load(plan)
         try:
-            rows = list(bench.measure(engine, plan, wanted, repetitions=repetitions, progress=say))
+            rows = list(bench.measure(loaded, plan, wanted, repetitions=repetitions, progress=say))
         finally:
-            engine.shutdown()
+            loaded.shutdown()
     if as_json:
         print_json(rows)
     else:
         _print_speed(rows)
+
+
+def _compare(
+    models: list[str],
+    wanted: "list[Case]",
+    repetitions: int,
+    plan_of: "Callable[[ModelSpec], Plan]",
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Time two engines in turns, each in a process of its own."""
+    from brim.bench.engines import compare_engines
+    from brim.cli.bench_engines import print_comparison, specs_of, together
+    from brim.cli.errors import say
+    from brim.cli.neighbours import granted
+    from brim.cli.output import print_json
+
+    with specs_of(models, say) as specs:
+        plans = [plan_of(spec) for spec in specs]
+        with granted(plans[0].model.name, together(plans), force=force):
+            found = compare_engines(plans, wanted, repetitions=repetitions, progress=say)
+    if as_json:
+        print_json(found)
+    else:
+        print_comparison(found)
 
 
 @app.command("serve")
@@ -143,39 +207,45 @@ def _numbers(text: str, option: str, *, least: int = 0) -> list[int]:
     return found
 
 
-def _plan(
-    model: str,
-    longest: int,
-    threads: int | None,
-    kv: str | None,
-    flash_attention: bool | None,
-    objective: str | None,
-) -> "Plan":
-    """A plan for one sequence that holds the longest test."""
+def _form(model: str, engine: str | None) -> "ModelSpec":
+    """The form of a model that the engine loads: the one asked for, or the default here.
+
+    Raises:
+        BrimError: It cannot be found, or has no such form.
+    """
+    from brim.cli.dispatch import choose_form
     from brim.cli.neighbours import machine_beside_servers
-    from brim.cli.planning import ENGINE_OF_FORMAT
+    from brim.registry.sources import forms_of
+
+    return choose_form(forms_of(model), machine_beside_servers(), engine=engine).form.fetch()
+
+
+def _planner(
+    wanted: "list[Case]", objective: str | None, wishes: dict[str, Any]
+) -> "Callable[[ModelSpec], Plan]":
+    """Plans whose KV holds the largest test, for the engine that loads a model's form."""
+    from brim.cli.dispatch import ENGINE_OF_FORMAT
+    from brim.cli.neighbours import machine_beside_servers
     from brim.config.load import load_settings
     from brim.core.plan import Objective
-    from brim.errors import Unsupported
     from brim.planner.plan import make_plan
-    from brim.registry.sources import resolve
 
-    if objective not in (None, *Objective):
-        raise typer.BadParameter(f"--objective is one of {', '.join(Objective)}; not '{objective}'")
-    spec, machine = resolve(model), machine_beside_servers()
-    if spec.format not in ENGINE_OF_FORMAT:
-        raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
-    return make_plan(
-        spec,
-        machine,
-        engine=ENGINE_OF_FORMAT[spec.format],
-        objective=Objective(objective) if objective else load_settings().settings.models.objective,
-        context_tokens=longest,
-        max_sequences=1,
-        kv_type=kv,
-        flash_attention=flash_attention,
-        threads=threads,
-    )
+    settings = load_settings().settings.models
+    machine = machine_beside_servers()
+
+    def plan(spec: "ModelSpec") -> "Plan":
+        return make_plan(
+            spec,
+            machine,
+            engine=ENGINE_OF_FORMAT[spec.format],
+            objective=Objective(objective) if objective else settings.objective,
+            # One window is what every pool holds, whatever the number of sequences.
+            context_tokens=max(case.num_tokens for case in wanted),
+            max_sequences=max(case.num_sequences for case in wanted),
+            **wishes,
+        )
+
+    return plan
 
 
 def _load(plan: "Plan") -> "Engine":

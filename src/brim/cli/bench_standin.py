@@ -82,7 +82,8 @@ def standin(
         ),
     ],
     quant: Annotated[
-        str | None, typer.Option(help="Quant of a config or a name, as Q4_K_M.")
+        str | None,
+        typer.Option(help="Quant of a config or a name, as Q4_K_M, or 'MLX 4bit' for MLX."),
     ] = None,
     context: Annotated[
         int | None,
@@ -115,7 +116,7 @@ def standin(
     from brim.cli.output import print_json
     from brim.ledger.budget import budget_of
 
-    name, blueprint = standin_of(model, quant)
+    name, made_of = standin_of(model, quant)
     machine = machine_beside_servers()
 
     def admit(plan: "Plan") -> AbstractContextManager[object]:
@@ -131,9 +132,7 @@ def standin(
     )
     plan_of = _planner(machine, context, longest=max(prompt, depth + generate))
     directory = platformdirs.user_cache_path("brim", appauthor=False) / "standin"
-    trial = try_model(
-        blueprint, wanted, plan_of, admit, name=name, directory=directory, progress=say
-    )
+    trial = try_model(made_of, wanted, plan_of, admit, name=name, directory=directory, progress=say)
     report = _report(trial, machine)
     if as_json:
         print_json(report)
@@ -146,9 +145,13 @@ def _planner(
 ) -> "Callable[[ModelSpec], Plan]":
     """Plans for one sequence that holds the longest test at least.
 
+    A plan is refused where its engine is not installed: before anything is built.
+
     Raises:
         BadParameter: The context that was asked for is shorter.
     """
+    from brim.cli.bench_engines import check_engines
+    from brim.cli.dispatch import ENGINE_OF_FORMAT
     from brim.config.load import load_settings
     from brim.planner.plan import make_plan
 
@@ -158,14 +161,16 @@ def _planner(
 
     def plan(spec: "ModelSpec") -> "Plan":
         window = context or max(longest, min(settings.context_tokens, spec.trained_context_tokens))
-        return make_plan(
+        planned = make_plan(
             spec,
             machine,
-            engine="llamacpp",
+            engine=ENGINE_OF_FORMAT[spec.format],
             objective=settings.objective,
             context_tokens=window,
             max_sequences=1,
         )
+        check_engines([planned.engine])
+        return planned
 
     return plan
 

@@ -64,11 +64,16 @@ def _measure(engine: str, *, anyway: bool) -> "Stored":
     from brim.bench.calibrate.standins import memory_needed
     from brim.cli.errors import say
     from brim.cli.neighbours import granted
-    from brim.errors import Busy
+    from brim.errors import Busy, Unsupported
     from brim.machine.bandwidth import read_bandwidth, thread_counts
     from brim.machine.calibrations import Status, Stored, engine_version, save_calibration
     from brim.machine.reading import read_conditions, read_machine
 
+    if engine == "mlx":
+        raise Unsupported(
+            "brim calibrate measures llama.cpp alone; MLX is forecast from measured Macs, and not "
+            "at all on a processor: leave --engine out"
+        )
     version, machine, first = engine_version(engine), read_machine(), read_conditions()
     conditions = read_conditions()
     found = objections(first, conditions)

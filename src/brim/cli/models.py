@@ -20,8 +20,10 @@ def models(
     for model in found:
         spec = model.spec
         if spec is None:
-            rows.append((model.reference, "-", "-", "-", model.problem))
+            rows.append((model.reference, "-", "-", "-", "-", model.problem))
         else:
             context = str(spec.trained_context_tokens)
-            rows.append((model.reference, spec.quant, gib(spec.weights_bytes), context, model.path))
-    print_table(("model", "quant", "weights", "context", "file"), rows, right=frozenset({2, 3}))
+            weights = gib(spec.weights_bytes)
+            rows.append((model.reference, spec.format, spec.quant, weights, context, model.path))
+    head = ("model", "form", "quant", "weights", "context", "file")
+    print_table(head, rows, right=frozenset({3, 4}))

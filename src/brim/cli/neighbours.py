@@ -34,6 +34,12 @@ def grant_book() -> Book:
     return Book(state.state_directory() / "grants.json")
 
 
+def has_neighbours() -> bool:
+    """Whether another process of brim holds memory for a model."""
+    with _opened(grant_book()) as page:
+        return page is None or bool(page.others())
+
+
 def forecast_history() -> ForecastHistory:
     """Where loads of all sessions keep what they were forecast to take and took."""
     return ForecastHistory(history_directory() / "forecasts.sqlite")

@@ -37,7 +37,7 @@ def plan(
         str | None, typer.Option(help="Quant of a config.json or a named model: Q4_K_M, MLX 4bit.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="llamacpp or mlx; by the model's format unless given.")
+        str | None, typer.Option(help="llamacpp or mlx; by model and machine unless given.")
     ] = None,
     depth: Annotated[
         int, typer.Option(min=0, help="Tokens in the sequence when decode begins.")

@@ -1,13 +1,15 @@
 """From references and wishes to one report: models planned one after the other on one machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from brim.cli.dispatch import choose_form
 from brim.cli.neighbours import forecast_history
 from brim.cli.output import gib
 from brim.cli.plan_report import ModelReport, PlanReport, model_report, plan_report
-from brim.cli.planning import ENGINE_OF_FORMAT
+from brim.cli.planning import with_engine_reason
 from brim.cli.speed_sources import speed_sources, usable_calibration
 from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
@@ -20,17 +22,9 @@ from brim.ledger.correction import NO_ERRORS, PastErrors
 from brim.planner.fit import Room, fit_plan
 from brim.planner.forecast import forecast_plan
 from brim.registry.families import is_listed
-from brim.registry.sources import describe
+from brim.registry.forms import Form
+from brim.registry.sources import forms_of
 from brim.runtime.forecast_errors import subject_of
-
-ENGINE_PLANNED = ENGINE_OF_FORMAT | {"safetensors": "mlx"}
-"""By format: the engines that load models here, and the one that is forecast alone."""
-
-ENGINE_REASON = {
-    "llamacpp": "the model is a GGUF file",
-    "mlx": "the model is in safetensors, which MLX reads",
-    "toy": "the teaching engine, which has no weights",
-}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +54,16 @@ def plan_together(wanted: Wanted) -> PlanReport:
         BrimError: A model or machine cannot be found or read, or a wish contradicts it.
     """
     machine = _machine(wanted)
-    specs = [(describe(reference, quant=wanted.quant), "target") for reference in wanted.models]
-    if wanted.draft is not None:
-        specs.append((_draft(wanted.draft, wanted.quant), "draft"))
+    wishes = _wishes(wanted)
     account = Account()
     models: list[ModelReport] = []
     grants: list[Grant] = []
-    notes = _notes(specs, wanted)
-    for number, (spec, role) in enumerate(specs):
-        plan = _plan(spec, machine, account, wanted, is_draft=role == "draft")
+    notes: list[str] = []
+    for number, (forms, role) in enumerate(wishes):
+        plan = _plan(forms, machine, account, wanted, is_draft=role == "draft")
+        spec = plan.model
+        if spec.is_estimated:
+            notes.append(_estimate_note(spec))
         past = _past_errors(plan, machine)
         grant = account.grant(f"{number} {spec.name}", plan, machine, past=past, force=True)
         grants.append(grant)
@@ -81,13 +76,27 @@ def plan_together(wanted: Wanted) -> PlanReport:
         models.append(_reported(plan, machine, wanted, role))
         if wanted.is_checked and _is_here(spec):
             notes += defects_of_plan(plan)
+    if wanted.draft is not None:
+        notes.append(
+            "speeds are without speculation: what a draft gains depends on how often it is right"
+        )
     return plan_report(models, grants, machine, notes)
 
 
-def _draft(reference: str, quant: str | None) -> ModelSpec:
-    """A bare config without a quant of its own is planned in the target's."""
-    needs_quant = reference.lower().endswith(".json")
-    return describe(reference, quant=quant if needs_quant else None)
+def _wishes(wanted: Wanted) -> list[tuple[Sequence[Form], str]]:
+    """The forms of each model, with its role."""
+    targets = [forms_of(reference, quant=wanted.quant) for reference in wanted.models]
+    wishes: list[tuple[Sequence[Form], str]] = [(forms, "target") for forms in targets]
+    if wanted.draft is None:
+        return wishes
+    # A bare config without a quant of its own is planned in the target's.
+    needs_quant = wanted.draft.lower().endswith(".json")
+    draft = forms_of(wanted.draft, quant=wanted.quant if needs_quant else None)
+    # A draft works in its target's process, so one engine must load both.
+    common = {form.format for form in targets[0]} & {form.format for form in draft}
+    if common:
+        wishes[0] = ([form for form in targets[0] if form.format in common], "target")
+    return [*wishes, ([form for form in draft if form.format in common] or draft, "draft")]
 
 
 def _past_errors(plan: Plan, machine: MachineSpec) -> PastErrors:
@@ -120,29 +129,35 @@ def _machine(wanted: Wanted) -> MachineSpec:
 
 
 def _plan(
-    spec: ModelSpec, machine: MachineSpec, account: Account, wanted: Wanted, *, is_draft: bool
+    forms: Sequence[Form], machine: MachineSpec, account: Account, wanted: Wanted, *, is_draft: bool
 ) -> Plan:
-    suits = ENGINE_PLANNED[spec.format]
-    if wanted.engine not in (None, suits):
-        raise ConfigError(
-            f"{spec.name} is {spec.format}, which the {wanted.engine} engine does not load; "
-            "leave --engine out, or name another form of the model",
-            param="engine",
-        )
     budget, charged = budget_of(machine), account.charged_bytes
-    plan = fit_plan(
-        spec,
+    room = Room(budget.comfortable.num_bytes - charged, budget.tight.num_bytes - charged)
+    chosen = choose_form(
+        forms,
         machine,
-        Room(budget.comfortable.num_bytes - charged, budget.tight.num_bytes - charged),
-        engine=suits,
+        engine=wanted.engine,
+        is_loaded=False,
+        room=room,
         objective=wanted.objective,
         context_tokens=wanted.context_tokens,
         max_sequences=wanted.max_sequences,
         kv_type=wanted.kv_type,
-        calibration=usable_calibration(suits, machine),
-        is_draft=is_draft,
     )
-    return msgspec.structs.replace(plan, reasons={"engine": ENGINE_REASON[suits]} | plan.reasons)
+    plan = fit_plan(
+        chosen.form.describe(),
+        machine,
+        room,
+        engine=chosen.engine,
+        objective=wanted.objective,
+        context_tokens=wanted.context_tokens,
+        max_sequences=wanted.max_sequences,
+        kv_type=wanted.kv_type,
+        calibration=usable_calibration(chosen.engine, machine),
+        is_draft=is_draft,
+        is_only_model=len(wanted.models) == 1 and wanted.draft is None,
+    )
+    return with_engine_reason(plan, chosen.reason)
 
 
 def _reported(plan: Plan, machine: MachineSpec, wanted: Wanted, role: str) -> ModelReport:
@@ -165,14 +180,3 @@ def _estimate_note(spec: ModelSpec) -> str:
         f"{spec.name}: brim does not know the architecture {spec.architecture:.40} and counts it "
         "as a plain transformer: bytes and speed may be far off"
     )
-
-
-def _notes(specs: list[tuple[ModelSpec, str]], wanted: Wanted) -> list[str]:
-    notes = [_estimate_note(spec) for spec, _ in specs if spec.is_estimated]
-    if any(spec.format == "safetensors" for spec, _ in specs):
-        notes.append("brim has no MLX engine yet: this is a forecast of what cannot be loaded now")
-    if wanted.draft is not None:
-        notes.append(
-            "speeds are without speculation: what a draft gains depends on how often it is right"
-        )
-    return notes

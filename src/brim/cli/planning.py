@@ -4,19 +4,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
+from brim.cli.dispatch import ENGINE_OF_FORMAT as ENGINE_OF_FORMAT
+from brim.cli.dispatch import choose_form
 from brim.cli.speed_sources import usable_calibration
 from brim.config.tree import Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Objective, Plan, Verdict
-from brim.errors import ConfigError, Unsupported
+from brim.errors import ConfigError
+from brim.ledger.budget import budget_of
+from brim.planner.fit import Room
 from brim.planner.plan import make_plan
-from brim.registry.sources import resolve
-
-ENGINE_OF_FORMAT = {"gguf": "llamacpp", "toy": "toy"}
+from brim.registry.sources import forms_of
 
 DEMO = "demo"
 
-HOW_TO_GET_A_MODEL = "for a real one: -m FILE.gguf or -m hf:ORG/REPO"
+HOW_TO_GET_A_MODEL = "for a real one: -m FILE.gguf, -m MODEL_DIR or -m hf:ORG/REPO"
 
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
@@ -64,6 +68,7 @@ def plan_model(
     objective: Objective | None = None,
     context_tokens: int | None = None,
     max_sequences: int | None = None,
+    is_only_model: bool = False,
 ) -> Plan:
     """How the model that `reference` names is loaded; flags that are None follow the settings.
 
@@ -72,34 +77,46 @@ def plan_model(
         machine: A fresh reading.
         settings: The settings.
         name: What clients will call it; by the reference unless given.
-        engine: By the model's format unless given.
+        engine: By the forms the model is at hand in, and the machine, unless given.
         objective: By the settings unless given.
         context_tokens: A wish, which must suit the model; the setting's value gives way to it.
         max_sequences: By the settings unless given.
+        is_only_model: Whether no other model is loaded or will be.
 
     Raises:
         BrimError: The model cannot be found or read, or a wish contradicts it.
     """
-    spec = resolve(reference, name=name)
-    suits = ENGINE_OF_FORMAT.get(spec.format)
-    if suits is None:
-        raise Unsupported(f"no engine here loads {spec.format} models; convert it to GGUF")
-    if engine not in (None, suits):
-        raise ConfigError(
-            f"the {engine} engine does not load {spec.format} models; leave --engine out",
-            param="engine",
-        )
+    objective = settings.models.objective if objective is None else objective
+    max_sequences = settings.models.max_sequences if max_sequences is None else max_sequences
+    budget = budget_of(machine)
+    chosen = choose_form(
+        forms_of(reference, name=name),
+        machine,
+        engine=engine,
+        room=Room(budget.comfortable.num_bytes, budget.tight.num_bytes),
+        objective=objective,
+        context_tokens=context_tokens,
+        max_sequences=max_sequences,
+    )
+    spec = chosen.form.fetch()
     if context_tokens is None:
         context_tokens = min(settings.models.context_tokens, spec.trained_context_tokens)
-    return make_plan(
+    plan = make_plan(
         spec,
         machine,
-        engine=suits,
-        objective=settings.models.objective if objective is None else objective,
+        engine=chosen.engine,
+        objective=objective,
         context_tokens=context_tokens,
-        max_sequences=settings.models.max_sequences if max_sequences is None else max_sequences,
-        calibration=usable_calibration(suits, machine),
+        max_sequences=max_sequences,
+        calibration=usable_calibration(chosen.engine, machine),
+        is_only_model=is_only_model,
     )
+    return with_engine_reason(plan, chosen.reason)
+
+
+def with_engine_reason(plan: Plan, reason: str) -> Plan:
+    """The plan, which says why it is for its engine."""
+    return msgspec.structs.replace(plan, reasons={"engine": reason} | plan.reasons)
 
 
 def check_names(plans: Sequence[Plan]) -> None:

@@ -33,6 +33,9 @@ def ps(
         print_json({"server": server, "models": statuses, "ledger": statement})
         return
     _print_models(statuses)
+    for status in statuses:
+        if reason := status.plan.reasons.get("engine"):
+            typer.echo(f"{status.name} runs on {status.plan.engine}: {reason}")
     if statement is not None:
         _print_statement(statement)
     for status in statuses:

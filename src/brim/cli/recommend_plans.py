@@ -3,11 +3,9 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
+from brim.cli.dispatch import ENGINE_OF_FORMAT, choose_form
 from brim.cli.output import gib
-from brim.cli.plan_together import ENGINE_PLANNED
 from brim.cli.recommend_report import (
-    GGUF_ALONE,
-    NOT_LOADABLE,
     MachinesReport,
     ModelsReport,
     machine_row,
@@ -21,6 +19,7 @@ from brim.core.plan import Grant, Plan, Verdict
 from brim.errors import DoesNotFit, NotFound
 from brim.ledger.account import Account
 from brim.ledger.budget import budget_of
+from brim.planner.engine_choice import default_engine
 from brim.planner.fit import Room, fit_plan
 from brim.planner.forecast import forecast_plan
 from brim.planner.recommend import (
@@ -46,7 +45,9 @@ def report_models(machine_name: str | None, use: Use, limit: int) -> ModelsRepor
     machine = _machine(machine_name)
     suited = [entry for entry in entries() if use.value in entry.uses]
     by_name = {entry.name: entry for entry in suited}
-    ranked = recommend(_candidates(suited, machine, use), use)
+    ranked = recommend(
+        _candidates(suited, machine, use), use, default_engine=default_engine(machine)
+    )
     budget = budget_of(machine)
     return ModelsReport(
         machine=machine.name,
@@ -60,7 +61,6 @@ def report_models(machine_name: str | None, use: Use, limit: int) -> ModelsRepor
         fits=any(each.candidate.grant.verdict is not Verdict.NO for each in ranked),
         num_models=len(ranked),
         models=tuple(model_row(each, by_name[each.candidate.name], use) for each in ranked[:limit]),
-        notes=(GGUF_ALONE,) if machine.system == "darwin" else (),
     )
 
 
@@ -77,9 +77,11 @@ def report_machines(reference: str, use: Use | None, limit: int) -> MachinesRepo
     """
     from brim.machine.chips import known_machines
 
-    spec, made_for = _named_model(reference)
+    machines = tuple(known_machines())
+    # One form for all of them: the one that the roomiest takes.
+    spec, made_for = _named_model(reference, max(machines, key=lambda each: each.ram_bytes))
     use = use or made_for
-    planned = [_fit(spec, machine, use) for machine in known_machines()]
+    planned = [_fit(spec, machine, use) for machine in machines]
     fits = cheapest_first(planned)
     footprint_bytes = max(each.plan.memory.total_bytes for each in planned)
     if not fits:
@@ -98,7 +100,6 @@ def report_machines(reference: str, use: Use | None, limit: int) -> MachinesRepo
         least_ram_bytes=_least_ram(fits),
         num_machines=len(fits),
         machines=tuple(machine_row(fit, use) for fit in fits[:limit]),
-        notes=(NOT_LOADABLE,) if fits[0].plan.engine == "mlx" else (),
     )
 
 
@@ -112,11 +113,11 @@ def _machine(name: str | None) -> MachineSpec:
     return named_machine(name)
 
 
-def _named_model(reference: str) -> tuple[ModelSpec, Use]:
+def _named_model(reference: str, machine: MachineSpec) -> tuple[ModelSpec, Use]:
     """The model that `--for` names, and what the catalogue says it is made for."""
-    from brim.registry.sources import describe
+    from brim.registry.sources import forms_of
 
-    spec = describe(reference)
+    spec = choose_form(forms_of(reference), machine, is_loaded=False).form.describe()
     with contextlib.suppress(NotFound):
         return spec, Use(find(reference)[0].uses[0])
     return spec, Use.CHAT
@@ -127,7 +128,9 @@ def _candidates(
 ) -> Iterator[Candidate]:
     forecast = _forecaster(machine)
     for entry in suited:
-        for quant in entry.gguf_quants:
+        # MLX elsewhere than on its own ground is for trials.
+        mlx_quants = entry.mlx if default_engine(machine) == "mlx" else ()
+        for quant in (*entry.gguf_quants, *mlx_quants):
             plan, grant = _planned(entry.spec(quant, entry.name), machine, use)
             yield Candidate(
                 name=entry.name,
@@ -147,7 +150,7 @@ def _planned(spec: ModelSpec, machine: MachineSpec, use: Use) -> tuple[Plan, Gra
         spec,
         machine,
         Room(budget.comfortable.num_bytes, budget.tight.num_bytes),
-        engine=ENGINE_PLANNED[spec.format],
+        engine=ENGINE_OF_FORMAT[spec.format],
         context_tokens=min(CONTEXT_TOKENS[use], spec.trained_context_tokens),
     )
     # By its bytes alone: the ways to make each of hundreds of plans fit are not shown.

@@ -20,13 +20,6 @@ SPEED_HEADS = {
 }
 """Decode at first, and the speed behind the band; embedders do not decode."""
 
-GGUF_ALONE = (
-    "GGUF forms are ranked, for llama.cpp; MLX forms are not, because there is no MLX engine in "
-    "brim yet (--json says where the hub has them)"
-)
-
-NOT_LOADABLE = "brim has no MLX engine yet: these are forecasts of what cannot be loaded now"
-
 COST_HEAD = f"quality cost ({MEASURED_ON})"
 """Most published losses are of that one model; larger ones lose less, smaller ones more."""
 
@@ -98,7 +91,6 @@ class ModelsReport(msgspec.Struct, frozen=True, kw_only=True):
     num_models: int
     """How many were planned; `models` are the first of them."""
     models: tuple[ModelRow, ...]
-    notes: tuple[str, ...]
 
 
 class MachineRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +125,6 @@ class MachinesReport(msgspec.Struct, frozen=True, kw_only=True):
     num_machines: int
     """How many of the known ones hold it; `machines` are the first of them."""
     machines: tuple[MachineRow, ...]
-    notes: tuple[str, ...]
 
 
 def model_row(judged: Recommendation, entry: CatalogueEntry, use: Use) -> ModelRow:
@@ -253,7 +244,6 @@ def print_models(report: ModelsReport) -> None:
         f"{report.context_tokens} tokens of context, or a model's own where that is shorter; "
         "speeds are forecasts"
     )
-    _print_notes(report.notes)
 
 
 def print_machines(report: MachinesReport) -> None:
@@ -278,12 +268,6 @@ def print_machines(report: MachinesReport) -> None:
     ]
     print_table(head, rows, right=frozenset({1, 3, 4, 5}))
     typer.echo(f"{len(report.machines)} of {report.num_machines} machines; speeds are forecasts")
-    _print_notes(report.notes)
-
-
-def _print_notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        typer.echo(f"note: {note}")
 
 
 def _kv_type(plan: Plan) -> str:

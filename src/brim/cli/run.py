@@ -22,7 +22,12 @@ def run(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A .gguf file, hf:ORG/REPO[:QUANT], or demo."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A .gguf file, a model's directory, hf:ORG/REPO[:QUANT], a name that "
+            "`brim recommend` lists, or demo.",
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer, in tokens.")
@@ -39,7 +44,7 @@ def run(
         bool, typer.Option("--raw", help="Complete the text as it is, without a chat template.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(help="llamacpp or toy; by the model's format unless given.")
+        str | None, typer.Option(help="llamacpp, mlx or toy; by model and machine unless given.")
     ] = None,
     context: Annotated[
         int | None,
@@ -137,6 +142,7 @@ def _plan(
 ) -> "Plan":
     from brim.cli import planning
     from brim.cli.errors import say
+    from brim.cli.neighbours import has_neighbours
     from brim.machine.reading import read_machine
 
     if model is None:
@@ -148,4 +154,5 @@ def _plan(
         engine=engine,
         context_tokens=context,
         max_sequences=1,
+        is_only_model=not has_neighbours(),
     )

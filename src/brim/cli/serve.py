@@ -13,8 +13,8 @@ def serve(
         typer.Option(
             "--model",
             "-m",
-            help="A .gguf file, hf:ORG/REPO[:QUANT], or demo; NAME=REF has clients call it NAME; "
-            "may be repeated.",
+            help="A .gguf file, a model's directory, hf:ORG/REPO[:QUANT], a name that "
+            "`brim recommend` lists, or demo; NAME=REF has clients call it NAME; may be repeated.",
         ),
     ] = None,
     context: Annotated[
@@ -23,6 +23,10 @@ def serve(
     ] = None,
     objective: Annotated[
         Objective | None, typer.Option(help="What to favour where one thing costs another.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="llamacpp or mlx, for all of them; by model and machine unless given."),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")
@@ -65,7 +69,9 @@ def serve(
             say(f"no model was named, so the small demo is served; {planning.HOW_TO_GET_A_MODEL}")
         machine = read_machine()
         plans = [
-            planning.plan_model(reference, machine, settings, name=name, context_tokens=context)
+            planning.plan_model(
+                reference, machine, settings, name=name, engine=engine, context_tokens=context
+            )
             for name, reference in map(planning.split_name, model or [planning.DEMO])
         ]
         planning.check_names(plans)

@@ -15,7 +15,7 @@ from pathlib import Path
 from brim.cli.errors import say
 from brim.cli.neighbours import forecast_history, grant_book
 from brim.cli.output import gib
-from brim.cli.planning import room_note
+from brim.cli.planning import room_note, with_engine_reason
 from brim.cli.speed_sources import usable_calibration
 from brim.cli.state import write_state
 from brim.config.tree import ModelSettings, Settings
@@ -109,7 +109,10 @@ def fitted(wish: Plan, machine: MachineSpec, room: Room) -> Plan:
         calibration=usable_calibration(wish.engine, machine),
     )
     has_room = plan.memory.total_bytes <= min(room.tight_bytes, wish.memory.total_bytes)
-    return plan if has_room and plan.context_tokens <= wish.context_tokens else wish
+    if not has_room or plan.context_tokens > wish.context_tokens:
+        return wish
+    reason = wish.reasons.get("engine")
+    return plan if reason is None else with_engine_reason(plan, reason)
 
 
 def _max_connections(models: ModelSettings, num_models: int) -> int:

@@ -28,6 +28,8 @@ QUANTS = {
 """Usual recipes, largest first, with the bits per weight of a whole file: good enough to say which
 quant is worth looking for.  Source: llama.cpp, tools/quantize/README.md, Llama 3.1 8B."""
 
+MLX_QUANTS = {"MLX 8bit": 8.5, "MLX 6bit": 6.5, "MLX 5bit": 5.5, "MLX 4bit": 4.5, "MLX 3bit": 3.5}
+"""The same for MLX: groups of 64 share half a bit of scale and bias for each weight."""
 
 RAM_SIZES_GIB = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
 """Sizes that machines with one memory are sold with."""
@@ -142,7 +144,8 @@ def _by_options(plan: Plan, free_bytes: int, machine: MachineSpec) -> Iterable[W
     frugal = replan(plan, machine, objective=Objective.MEMORY)
     if frugal.memory.total_bytes >= plan.memory.total_bytes:
         return
-    kinds = f"{frugal.kv_type_k} KV, weights mapped"
+    mapped = ", weights mapped" if frugal.memory.mapped_bytes else ""
+    kinds = f"{frugal.kv_type_k} KV{mapped}"
     if frugal.memory.total_bytes <= free_bytes:
         text = f"{kinds} (--objective memory, {gib(frugal.memory.total_bytes)})"
         yield Way(Cost.OPTIONS, text)
@@ -164,7 +167,8 @@ def _by_file(plan: Plan, free_bytes: int) -> Iterable[Way]:
     if room <= 0 or not terms.weights_bytes or not num_parameters:
         return
     own_bits = 8 * terms.weights_bytes / num_parameters
-    for name, bits in QUANTS.items():
+    quants = MLX_QUANTS if plan.engine == "mlx" else QUANTS
+    for name, bits in quants.items():
         num_bytes = int(num_parameters * bits / 8)
         if bits < own_bits and num_bytes <= room:
             cost = Cost.QUANT if bits > 4 else Cost.SMALL_QUANT

@@ -83,6 +83,12 @@ def test_an_engine_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "choose one of llamacpp" in capsys.readouterr().err
 
 
+def test_mlx_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Calibration measures llama.cpp; the sentence says where forecasts for MLX come from."""
+    assert main(["calibrate", "--engine", "mlx"]) == 1
+    assert "measures llama.cpp alone; MLX is forecast from measured Macs" in capsys.readouterr().err
+
+
 def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """Two steps at once are one line; a terminal's is written over and wiped at the end."""
     progress = Progress(is_terminal=False)

@@ -50,6 +50,30 @@ def test_json_has_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> Non
     assert {"kv_type", "context_tokens", "engine", "num_threads"} <= plan["reasons"].keys()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "engine", "quant", "why"),
+    [
+        (("qwen3-8b",), "mlx", "MLX 4bit", "MLX is the default on Apple silicon"),
+        (("qwen3-8b", "--engine", "llamacpp"), "llamacpp", "Q4_K_M", "asked for"),
+        (("qwen3-8b:Q8_0",), "llamacpp", "Q8_0", "the model is in GGUF form"),
+        (("qwen3-8b", "--quant", "MLX 8bit"), "mlx", "MLX 8bit", "in safetensors form"),
+        (("qwen3-0.6b",), "llamacpp", "Q4_K_M", "the model is in GGUF form"),
+    ],
+)
+def test_the_engine_follows_from_machine_form_and_wish(
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    engine: str,
+    quant: str,
+    why: str,
+) -> None:
+    """On a Mac a model comes in MLX form where it has one, unless a quant or an engine is named."""
+    _, plan = planned(capsys, *arguments, "--machine", "M4 Pro:20:48")
+    (model,) = plan["models"]
+    assert (model["engine"], model["quant"]) == (engine, quant)
+    assert why in plan["reasons"]["engine"]
+
+
 def test_what_does_not_fit_exits_3_with_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
     """A refusal says how many bytes are short and names the three cheapest ways."""
     code, plan = planned(capsys, "llama-3.3-70b", "--quant", "Q4_K_M", "--machine", "M4 Max:40:48")
@@ -63,7 +87,9 @@ def test_a_pair_shares_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """A draft is planned beside its target: bytes are summed, speeds are the target's."""
     arguments = ("qwen3-8b", "--draft", "qwen3-0.6b", "--machine", "M4:10:16")
     _, both = planned(capsys, *arguments)
-    _, alone = planned(capsys, "qwen3-8b", "--machine", "M4:10:16")
+    _, alone = planned(capsys, "qwen3-8b", "--machine", "M4:10:16", "--engine", "llamacpp")
+    # One process holds both, and the catalogue has the draft in GGUF form alone.
+    assert [model["engine"] for model in both["models"]] == ["llamacpp", "llamacpp"]
     assert [model["role"] for model in both["models"]] == ["target", "draft"]
     assert both["total_bytes"] == sum(model["total_bytes"] for model in both["models"])
     assert both["budget_bytes"] == alone["budget_bytes"]
@@ -113,7 +139,8 @@ def test_people_read_terms_speeds_and_reasons(capsys: pytest.CaptureFixture[str]
         (("qwen3-8b", "--machine", "M9"), "M9"),
         (("qwen3-8b", "--kv", "q9_9", "--machine", "m4-16"), "q8_0"),
         (("qwen3-8b", "--kv", "f16/f16/f16", "--machine", "m4-16"), "more than two KV types"),
-        (("qwen3-8b", "--engine", "mlx", "--machine", "m4-16"), "leave --engine out"),
+        (("qwen3-0.6b", "--engine", "mlx", "--machine", "m4-16"), "leave --engine out"),
+        (("qwen3-8b", "--engine", "cuda", "--machine", "m4-16"), "one of llamacpp, mlx, toy"),
         (("qwen3-8b", "--machine", "m4-16", "--what-if"), "leave --machine out"),
         (("no-such-model", "--machine", "m4-16"), "no-such-model"),
     ],

@@ -48,7 +48,7 @@ def test_a_setting_gives_way_to_the_model_and_a_flag_does_not() -> None:
 def test_engine_must_suit_the_format() -> None:
     """An engine that cannot load the model's format is refused."""
     assert plan_model("toy", MACHINE, SETTINGS, engine="toy").engine == "toy"
-    with pytest.raises(ConfigError, match="the toy engine does not load gguf models"):
+    with pytest.raises(ConfigError, match="in GGUF form, which the toy engine does not load"):
         plan_model("demo", MACHINE, SETTINGS, engine="toy")
 
 

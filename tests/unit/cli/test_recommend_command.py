@@ -7,7 +7,6 @@ import pytest
 from support.models import PYSTD_1M
 
 from brim.cli.app import main
-from brim.cli.recommend_report import GGUF_ALONE, NOT_LOADABLE
 from brim.core.machine import MachineSpec
 from brim.machine import reading
 
@@ -53,9 +52,8 @@ def test_the_table_names_machine_models_and_reasons(capsys: pytest.CaptureFixtur
     assert lines[2].startswith("1  ")
     assert lines[4].startswith("1. ")
     assert "tok/s" not in lines[1]  # embedders do not decode
-    assert lines[-2].startswith("2 of ")
-    assert "at 8192 tokens of context, or a model's own where that is shorter" in lines[-2]
-    assert lines[-1].startswith("note: GGUF forms are ranked, for llama.cpp; MLX forms are not")
+    assert lines[-1].startswith("2 of ")
+    assert "at 8192 tokens of context, or a model's own where that is shorter" in lines[-1]
 
 
 def test_embedders_have_no_decode_speed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,33 +76,38 @@ def test_machines_for_an_embedder_are_judged_by_what_they_read(
     assert row["prefill_tok_s"]["expected"] > 0
 
 
-@pytest.mark.parametrize(
-    ("system", "notes"), [("M4:8:16", [GGUF_ALONE]), (None, [])], ids=["mac", "linux"]
-)
-def test_a_mac_is_told_that_gguf_alone_is_ranked(
-    system: str | None,
-    notes: list[str],
+@pytest.mark.parametrize(("machine", "is_ranked"), [("M4 Pro:20:48", True), (None, False)])
+def test_mlx_forms_are_ranked_where_mlx_is_the_default(
+    machine: str | None,
+    is_ranked: bool,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """MLX is a Mac's business, and brim has no engine for it yet."""
+    """On a Mac each MLX form of a model is a candidate, elsewhere none is."""
     monkeypatch.setattr(reading, "read_machine", lambda: LINUX)
-    machine = () if system is None else ("--machine", system)
-    _, models = report(capsys, *machine, "--use", "embed", "--limit", "1")
-    assert [row["engine"] for row in models["models"]] == ["llamacpp"]
-    assert models["notes"] == notes
+    named = () if machine is None else ("--machine", machine)
+    _, models = report(capsys, *named, "--limit", "100")
+    for row in models["models"]:
+        quants = {row["best"]["quant"], *(other["quant"] for other in row["other_quants"])}
+        assert (row["mlx"].keys() <= quants) if is_ranked else not (row["mlx"].keys() & quants)
+        assert (row["engine"] == "mlx") == row["best"]["quant"].startswith("MLX")
+    assert any(row["mlx"] for row in models["models"])
 
 
 @pytest.mark.parametrize(
-    ("model", "engine", "notes"),
-    [("Qwen3-8B-MLX-4bit", "mlx", [NOT_LOADABLE]), ("Qwen3-8B", "llamacpp", [])],
+    ("model", "engine", "quant"),
+    [
+        ("Qwen3-8B-MLX-4bit", "mlx", "MLX 4bit"),
+        ("Qwen3-8B", "mlx", "MLX 4bit"),
+        ("Qwen3-8B:Q4_K_M", "llamacpp", "Q4_K_M"),
+    ],
 )
-def test_a_model_that_no_engine_here_loads_is_marked(
-    model: str, engine: str, notes: list[str], capsys: pytest.CaptureFixture[str]
+def test_machines_are_judged_by_the_form_they_would_run(
+    model: str, engine: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What machines would do with MLX is a forecast, and said to be one."""
+    """Where no quant is named, Macs take the MLX form of a model that has one."""
     _, machines = report(capsys, "--for", model, "--limit", "1")
-    assert (machines["engine"], machines["notes"]) == (engine, notes)
+    assert (machines["engine"], machines["quant"]) == (engine, quant)
 
 
 def test_machines_that_run_a_model_come_by_memory(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +130,7 @@ def test_the_reverse_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """People read what the model takes, from how much memory on, and the machines."""
     assert main(["recommend", "--for", "qwen3:8b", "--limit", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("qwen3-8b in Q4_K_M takes ")
+    assert lines[0].startswith("qwen3-8b in MLX 4bit takes ")
     assert "comfortable from" in lines[0]
     assert lines[1].split()[:2] == ["machine", "memory"]
     assert lines[-1].startswith("1 of ")
