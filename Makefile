@@ -10,7 +10,8 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
-  bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast fuzz \
+  bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast \
+  bench-mlx bench-mlx-memory bench-kv bench-engines fuzz \
   goldens forecast-fit forecast-pages catalogue
 
 help:  ## list the targets
@@ -79,15 +80,31 @@ bench-many: $(VENV)/.dev  ## 64 streaming clients at once
 bench-death: $(VENV)/.dev  ## kill -9 of the worker during eight streams
 	$(PY) benches/worker_death.py
 
-bench-equality: $(VENV)/.dev  ## tokens and logits against a plain llama_decode loop
+bench-equality: $(VENV)/.dev  ## tokens and logits against a plain llama_decode loop, and of MLX against llama.cpp
 	$(PY) benches/equality.py --profile exact src/brim/registry/data/demo.gguf
 	$(PY) benches/equality.py --profile shipping src/brim/registry/data/demo.gguf
+	$(PY) benches/equality.py --profile shipping tests/models/pystd-1m
 
 bench-footprint: $(VENV)/.dev  ## planned against measured memory of six stand-ins (needs 4 GB of disk)
 	$(PY) benches/footprint.py
 
 bench-forecast: $(VENV)/.dev  ## planned against measured speed, after: brim calibrate
 	$(PY) benches/forecast_speed.py
+
+bench-mlx: $(VENV)/.dev  ## MLX: brim against mlx-lm's BatchGenerator and stream_generate
+	$(PY) benches/make_standin.py --quant "MLX bf16"
+	$(PY) benches/mlx_throughput.py
+
+bench-mlx-memory: $(VENV)/.dev  ## MLX: planned against measured memory, load peaks included
+	$(PY) benches/mlx_memory.py
+
+bench-kv: $(VENV)/.dev  ## what 8-bit and 4-bit KV changes in what a model says
+	$(PY) benches/kv_quality.py
+
+# A CPU takes minutes for more; on a Mac measure a model of your own, deeper and longer.
+bench-engines: $(VENV)/.dev  ## MLX and llama.cpp on one model in turns
+	model="$$($(PY) benches/make_standin.py --quant 'MLX bf16')" && \
+	  $(PY) -m brim bench speed -m "$$model" --engine both -p 64 -n 16 -d 0,256 -b 1,8 -r 3
 
 fuzz: $(VENV)/.dev  ## 100,000 mutated headers within 256 MB; header speed of a 40 GB file
 	$(PY) benches/fuzz_headers.py --count 100000

@@ -1,4 +1,4 @@
-"""Makes a random-weight Llama model with real dimensions and a real tokenizer, as a GGUF file.
+"""Makes a random-weight Llama model with real dimensions: a GGUF file, or a directory for MLX.
 
 Speed depends on a model's shape and quantisation, not on what it has learned, so a stand-in lets
 the benches run without a download.  `--trained-like` makes a small model for equality tests
@@ -8,6 +8,7 @@ near ties are as rare as in real use and exact ties (repeated rows) do not occur
     python benches/make_standin.py                        # 1.24 B parameters, Q4_K_M, in the cache
     python benches/make_standin.py OUT.gguf --params 3e8 --quant Q8_0
     python benches/make_standin.py OUT.gguf --trained-like --quant F16
+    python benches/make_standin.py --quant "MLX bf16"     # 113 M parameters, in the cache
 
 The same options and seed give the same weights on the same numpy.
 """
@@ -15,6 +16,7 @@ The same options and seed give the same weights on the same numpy.
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import replace
@@ -35,22 +37,42 @@ from brim.bench.standin.blueprint import (
     text_pair,
     texts_pair,
 )
+from brim.bench.standin.checkpoint import checkpoint, write_checkpoint
 from brim.bench.standin.keys import metadata_pairs
 from brim.bench.standin.trained import LLAMA_1B, SMALL, Shape, logit_spread, tensors
 from brim.bench.standin.vocabulary import filler_words
+from brim.registry.quants import MlxQuant, parse_quant
 
 __all__ = [
-    "LLAMA_1B", "SMALL", "TOKENIZER", "Shape", "default_path", "filler_words", "logit_spread",
-    "tensors", "vocabulary", "write_f16",
+    "LLAMA_1B", "LLAMA_113M", "SMALL", "TOKENIZER", "Shape", "default_path", "filler_words",
+    "logit_spread", "mlx_path", "tensors", "vocabulary", "write_f16",
 ]  # fmt: skip
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "models" / "pystd-1m"
+
+LLAMA_113M = Shape(
+    num_layers=14,
+    hidden=768,
+    num_heads=12,
+    num_kv_heads=4,
+    head_dim=64,
+    feed_forward=2048,
+    vocab_size=32_000,
+    context_tokens=8192,
+)
+"""For MLX on a CPU, which reads about 30 tokens a second with it; smaller ones measure Python."""
 
 
 def default_path(directory: Path | None = None) -> Path:
     """Where the 1 B stand-in is kept between runs."""
     base = directory or Path(platformdirs.user_cache_dir("brim")) / "bench"
     return base / "standin-1b-q4_k_m.gguf"
+
+
+def mlx_path(directory: Path | None = None, quant: str = "MLX bf16") -> Path:
+    """Where the stand-in for MLX is kept between runs, a directory."""
+    name = f"standin-113m-{quant.lower().replace(' ', '-')}"
+    return default_path(directory).with_name(name)
 
 
 # --- tokenizer ---------------------------------------------------------------------------------
@@ -142,6 +164,17 @@ def quantise(source: Path, out: Path, quant: str, num_threads: int) -> None:
         raise SystemExit(f"llama.cpp could not quantise to {quant}; see its message above")
 
 
+def make_directory(out: Path, shape: Shape, quant: str, seed: int) -> None:
+    """Write a checkpoint beside `out` and move it into place; one that is there is replaced."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".standin-") as scratch:
+        done = write_checkpoint(
+            Path(scratch) / "done", checkpoint(shape.dimensions, quant), seed=seed
+        )
+        shutil.rmtree(out, ignore_errors=True)
+        done.replace(out)
+
+
 def make(out: Path, shape: Shape, tokenizer: Path, args: argparse.Namespace) -> None:
     """Write, quantise and move into place, so that `out` is never half a model."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +200,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, help="cache directory, where OUT is not given")
     parser.add_argument("--params", type=float, help="nearest number of parameters, as 1.2e9")
     parser.add_argument("--vocab", type=int, help="tokens in the vocabulary, padded with fillers")
-    parser.add_argument("--quant", default="Q4_K_M", type=str.upper, help="F16 or llama.cpp's name")
+    parser.add_argument(
+        "--quant", default="Q4_K_M", type=str.upper, help="as F16, Q4_K_M, 'MLX bf16'"
+    )
     parser.add_argument("--trained-like", action="store_true", help="small, for equality tests")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -179,15 +214,21 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Make the file unless it is there, and print its path on standard output."""
     args = parse()
-    shape = SMALL if args.trained_like else LLAMA_1B
+    is_mlx = isinstance(parse_quant(args.quant), MlxQuant)
+    if is_mlx and args.trained_like:
+        raise SystemExit("--trained-like makes GGUF files; leave it out or name a quant of GGUF")
+    shape = SMALL if args.trained_like else LLAMA_113M if is_mlx else LLAMA_1B
     if args.vocab:
         shape = replace(shape, vocab_size=args.vocab)
     if args.params:
         shape = shape.scaled_to(args.params)
-    out = args.out or default_path(args.dir)
+    out = args.out or (mlx_path(args.dir, args.quant) if is_mlx else default_path(args.dir))
     if args.force or not out.exists():
         print(f"{shape.parameters / 1e9:.3f} B parameters", file=sys.stderr)
-        make(out, shape, args.tokenizer, args)
+        if is_mlx:
+            make_directory(out, shape, args.quant, args.seed)
+        else:
+            make(out, shape, args.tokenizer, args)
     print(out)
 
 

@@ -5,7 +5,7 @@ import itertools
 import msgspec
 import pytest
 
-from brim.bench.speed import Case, Row, cases, measure
+from brim.bench.speed import Case, Row, Timer, cases, measure
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
@@ -124,3 +124,68 @@ def test_lengths_that_measure_nothing_are_refused(
     """Negative lengths and an empty choice are the caller's to mend."""
     with pytest.raises(InvalidRequest):
         cases(prompts, generates, depths)
+
+
+def test_a_batch_decodes_together_and_counts_every_sequence() -> None:
+    """Each of three sequences is filled with tokens of its own, then one row of each a step."""
+
+    class Batched(ToyEngine):
+        def __init__(self) -> None:
+            self.steps: list[list[int]] = []
+            self.fed: list[tuple[int, ...]] = []
+
+        def submit(self, plan: StepPlan) -> None:
+            self.steps.append([feed.seq_id for feed in plan.feeds])
+            self.fed += [tuple(feed.tokens) for feed in plan.feeds]
+            super().submit(plan)
+
+    plan = msgspec.structs.replace(PLAN, max_sequences=3)
+    engine = Batched()
+    engine.load(plan)
+    case = Case(num_generate=2, num_sequences=3, depth=5)
+    seconds = itertools.count()
+    (row,) = measure(engine, plan, [case], repetitions=1, clock=lambda: next(seconds) * 10**9)
+    assert engine.steps == [[0], [1], [2], *4 * [[0, 1, 2]]]
+    assert len(set(engine.fed[:3])) == 3
+    assert (row.test, row.n_seq, row.median_ts) == ("tg2 x3 @ d5", 3, 6.0)
+
+
+def test_a_batch_is_copied_where_a_fork_shares_nothing() -> None:
+    """Reading the same depth eight times over would take minutes on a CPU."""
+
+    class Copying(Recording):
+        capabilities: Capabilities = msgspec.structs.replace(
+            ToyEngine.capabilities, forks_share_kv=False
+        )
+
+        def submit(self, plan: StepPlan) -> None:
+            self.steps.append((len(plan.feeds), plan.num_scheduled_tokens))
+            ToyEngine.submit(self, plan)
+
+    plan = msgspec.structs.replace(PLAN, max_sequences=3)
+    engine = Copying()
+    engine.load(plan)
+    Timer(engine, plan).sample_ns(Case(num_generate=1, num_sequences=3, depth=5))
+    assert engine.steps == [(1, 5), (3, 3)]
+    assert [engine.num_tokens(seq_id) for seq_id in range(3)] == [6, 6, 6]
+
+
+def test_sequences_are_opened_at_the_length_that_they_reach() -> None:
+    """An engine that works ahead then does nothing after the last token of a run."""
+    bounds: list[int | None] = []
+
+    class Bounded(Recording):
+        def open(self, sampling: SamplingParams, max_tokens: int | None = None) -> int:
+            bounds.append(max_tokens)
+            return super().open(sampling, max_tokens)
+
+    measured(Case(num_prompt=30, depth=10), Bounded())
+    assert bounds == [40]
+
+
+def test_batches_are_made_of_decode_alone() -> None:
+    """A prompt is read by itself; a batch has at least one sequence."""
+    names = [case.name for case in cases([512], [32], [0], [1, 8])]
+    assert names == ["pp512", "tg32", "tg32 x8"]
+    with pytest.raises(InvalidRequest, match="at least one sequence"):
+        cases([512], [32], [0], [0])

@@ -103,3 +103,25 @@ def test_filler_words_never_repeat(standin: ModuleType) -> None:
     """As many as the largest vocabulary needs."""
     words = list(itertools.islice(standin.filler_words(), 130_000))
     assert len(set(words)) == len(words)
+
+
+def test_a_quant_of_mlx_gives_a_directory(
+    standin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is moved into place whole, and an old one is replaced."""
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "old").touch()
+    monkeypatch.setattr(standin, "LLAMA_113M", tiny(standin, vocab_size=300))
+    monkeypatch.setattr(
+        sys, "argv", ["make_standin.py", str(out), "--quant", "mlx bf16", "--force"]
+    )
+    standin.main()
+    names = sorted(file.name for file in out.iterdir())
+    assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_stand_in_for_mlx_has_over_100_m_parameters(standin: ModuleType) -> None:
+    """Smaller ones measure Python."""
+    assert 1.0e8 < standin.LLAMA_113M.parameters < 1.2e8

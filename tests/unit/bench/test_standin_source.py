@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from brim.bench.standin import blueprint, clone_blueprint, tiny, write
-from brim.bench.standin.blueprint import UINT32
+from brim.bench.standin.blueprint import UINT32, Blueprint
+from brim.bench.standin.checkpoint import CheckpointModel
 from brim.bench.standin.clone import clone_remote
 from brim.bench.standin.config import dimensions_from_config
 from brim.bench.standin.keys import metadata_pairs
@@ -81,6 +82,7 @@ def test_a_name_of_the_catalogue_is_laid_out() -> None:
     """With the quant that the catalogue means, unless another is asked for."""
     name, model = standin_of("mixtral-8x7b-instruct-v0.1", "Q8_0")
     assert name == "Mixtral-8x7B-Instruct-v0.1"
+    assert isinstance(model, Blueprint)
     assert sum(tensor.num_elements for tensor in model.tensors) == 46_702_792_704
     assert {t.type_name for t in model.tensors} == {"Q8_0", "F32"}
 
@@ -109,8 +111,16 @@ def test_an_architecture_without_a_template_says_what_to_give() -> None:
         dimensions_from_config({**QWEN, "model_type": "cohere2"}, "x")
     with pytest.raises(Unsupported, match="give hf:gpustack/bge-m3-GGUF:FP16"):
         standin_of("bge-m3")
-    with pytest.raises(Unsupported, match=r"MLX 4bit is not GGUF's; try Q4_K_M$"):
-        standin_of("Qwen3-8B-MLX-4bit")
+    with pytest.raises(Unsupported, match="no checkpoint form for 'gemma3'; choose a GGUF quant"):
+        standin_of("gemma-3-1b-it", "MLX 4bit")
+
+
+def test_a_quant_of_mlx_gives_a_checkpoint() -> None:
+    """The name of a model and a quant choose the form by themselves."""
+    name, found = standin_of("Qwen3-8B-MLX-4bit")
+    assert name == "Qwen3-8B"
+    assert isinstance(found, CheckpointModel)
+    assert (found.dimensions.architecture, found.quant) == ("qwen3", "MLX 4bit")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,7 @@ def test_a_directory_of_gguf_files_is_cloned(tmp_path: Path) -> None:
         write(tmp_path / name, blueprint(tiny("llama", num_layers=number)), with_data=False)
     assert standin_of(str(tmp_path))[0] == "m-q4_k_m"
     name, model = standin_of(str(tmp_path), "q8_0")
+    assert isinstance(model, Blueprint)
     assert (name, num_layers(model)) == ("m-q8_0", 2)
     assert standin_of(f"{tmp_path}:Q8_0") == (name, model)
     with pytest.raises(InvalidRequest, match="leave --quant out"):

@@ -8,12 +8,25 @@ from types import SimpleNamespace
 import msgspec
 import psutil
 import pytest
-from support.standin_machine import FIXED_S, LAYER_S, MODEL, Machine, granted_at_once, plan_of, row
+from support.standin_machine import (
+    FIXED_S,
+    LAYER_S,
+    MACHINE,
+    MODEL,
+    Machine,
+    granted_at_once,
+    plan_of,
+    row,
+)
 
+from brim.bench.standin import tiny
+from brim.bench.standin.checkpoint import CheckpointModel
 from brim.bench.standin.child import Found, Job
 from brim.bench.standin.trial import Seconds, Trial, Wanted, try_model
+from brim.core.model import ModelSpec
 from brim.core.plan import Plan
 from brim.errors import DoesNotFit, EngineError, InvalidRequest
+from brim.planner.plan import make_plan
 
 
 def tried(tmp_path: Path, machine: Machine, **wanted: int) -> Trial:
@@ -49,6 +62,45 @@ def test_two_slices_scale_to_the_whole(tmp_path: Path) -> None:
     assert whole.weights_bytes == MODEL.weights_bytes
     assert "2 and 8 layers, continued to 16" in trial.scaled["decode"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_sliced_as_a_file_is(tmp_path: Path) -> None:
+    """Directories are built, measured by the MLX engine's plan and removed again."""
+    jobs: list[Job] = []
+    machine = Machine()
+
+    def run(job: Job) -> Found:
+        jobs.append(job)
+        (place,) = (Path(path).parent for path in job.plan.model.paths)
+        assert list(place.parent.iterdir()) == [place]  # the slice before it is gone
+        return machine.run(job)
+
+    def plan(spec: ModelSpec) -> Plan:
+        return make_plan(spec, MACHINE, engine="mlx", context_tokens=256)
+
+    model = CheckpointModel(tiny("qwen3", num_layers=16), "MLX 4bit")
+    trial = try_model(
+        model, Wanted(layers=8), plan, granted_at_once, name="m", directory=tmp_path, run=run
+    )
+    assert machine.layers == [2, 8]
+    assert {job.plan.engine for job in jobs} == {"mlx"}
+    assert {path.name for path in machine.files} == {"model.safetensors"}
+    assert trial.whole.weights_bytes == model.checkpoint().weights_bytes
+    assert trial.whole.decode_s.median == pytest.approx(FIXED_S + 16 * LAYER_S)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_checkpoint_is_sliced_by_itself(tmp_path: Path) -> None:
+    """As many layers as the limit holds."""
+    machine = Machine()
+    model = CheckpointModel(tiny("llama", num_layers=16), "MLX bf16")
+    most = model.checkpoint().weights_bytes // 2
+    try_model(
+        model, Wanted(max_bytes=most), plan_of, granted_at_once, name="m", directory=tmp_path,
+        run=machine.run,
+    )  # fmt: skip
+    assert len(machine.layers) == 2
+    assert 1 < machine.layers[1] < 9
 
 
 def test_the_range_of_a_scaled_time_is_wider_than_that_of_its_slices(tmp_path: Path) -> None:

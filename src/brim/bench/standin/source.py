@@ -1,17 +1,20 @@
-"""From what a user types to the blueprint of a stand-in: a GGUF file, a config, a name."""
+"""From what a user types to what a stand-in is made of: a GGUF file, a config, a name."""
 
 from pathlib import Path
 from typing import Any
 
 from brim.bench.standin.blueprint import Blueprint
+from brim.bench.standin.checkpoint import CheckpointModel
 from brim.bench.standin.clone import clone_blueprint, clone_remote
 from brim.bench.standin.config import dimensions_from_config
+from brim.bench.standin.forms import Buildable
 from brim.bench.standin.templates import blueprint
 from brim.errors import InvalidRequest, NotFound, Unsupported
 from brim.registry import catalogue
 from brim.registry.catalogue import CatalogueEntry
 from brim.registry.describe import model_stem
 from brim.registry.hub import Hub
+from brim.registry.quants import MlxQuant, parse_quant
 from brim.registry.remote import files_at, remote_json
 from brim.registry.safetensors_header import read_json
 from brim.registry.sources import (
@@ -29,8 +32,8 @@ DEFAULT_QUANT = "Q4_K_M"
 
 def standin_of(
     reference: str, quant: str | None = None, *, hub: Hub | None = None
-) -> tuple[str, Blueprint]:
-    """The name and blueprint of the model that `reference` names.
+) -> tuple[str, Buildable]:
+    """The name of the model that `reference` names, and what a stand-in of it is made of.
 
     Args:
         reference: A .gguf file or its address, hf:ORG/REPO[:QUANT], a config.json, a directory
@@ -45,7 +48,7 @@ def standin_of(
         InvalidRequest: A quant was given for a file that has one.
         ModelFileError: The file is damaged, or no config of a language model.
         Unauthorized: The repository wants a login or an accepted licence.
-        Unsupported: There is no template of the architecture.
+        Unsupported: There is no template of the architecture, or none in the quant's form.
     """
     if not reference.strip():
         raise NotFound(f"no model was named; give {DESCRIBED_FORMS}")
@@ -71,7 +74,7 @@ def standin_of(
     return _at_path(path, quant)
 
 
-def _at_path(path: Path, quant: str | None) -> tuple[str, Blueprint]:
+def _at_path(path: Path, quant: str | None) -> tuple[str, Buildable]:
     if path.is_dir():
         if (file := gguf_in(path, quant)) is not None:
             return _of_file(file)
@@ -96,7 +99,7 @@ def _of_file(path: Path) -> tuple[str, Blueprint]:
     return model_stem(path.name).lower(), clone_blueprint(path)
 
 
-def _of_entry(entry: CatalogueEntry, quant: str) -> Blueprint:
+def _of_entry(entry: CatalogueEntry, quant: str) -> Buildable:
     try:
         return _from_config(entry.config, quant, entry.name)
     except Unsupported as exc:
@@ -105,8 +108,8 @@ def _of_entry(entry: CatalogueEntry, quant: str) -> Blueprint:
         raise Unsupported(f"{exc.message}; give {entry.pull_name(quant)}") from exc
 
 
-def _on_hub(hub: Hub, repo_id: str, quant: str | None) -> Blueprint:
-    """The blueprint of a repository's GGUF file, or of its config where it has none."""
+def _on_hub(hub: Hub, repo_id: str, quant: str | None) -> Buildable:
+    """A repository's GGUF file, or its config where it has none."""
     with hub.locate(repo_id, quant) as found:
         if isinstance(found, Path):
             return clone_blueprint(found)
@@ -116,5 +119,11 @@ def _on_hub(hub: Hub, repo_id: str, quant: str | None) -> Blueprint:
     return _from_config(config, quant or DEFAULT_QUANT, f"hf:{repo_id}")
 
 
-def _from_config(config: dict[str, Any], quant: str, name: str) -> Blueprint:
-    return blueprint(dimensions_from_config(config, name), quant)
+def _from_config(config: dict[str, Any], quant: str, name: str) -> Buildable:
+    """The form is the quant's: a GGUF file, or a directory for MLX."""
+    packing, dimensions = parse_quant(quant), dimensions_from_config(config, name)
+    if isinstance(packing, MlxQuant):
+        model = CheckpointModel(dimensions, packing.name)
+        model.checkpoint()  # says now what has no such form
+        return model
+    return blueprint(dimensions, quant)

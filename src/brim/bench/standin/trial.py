@@ -15,15 +15,13 @@ import msgspec
 import psutil
 
 from brim.bench.speed import Case, Row
-from brim.bench.standin.blueprint import Blueprint
 from brim.bench.standin.child import Found, Job, run_job
-from brim.bench.standin.slices import Depths, depths, extrapolated, layer_kinds, num_layers, sliced
-from brim.bench.standin.writer import write
+from brim.bench.standin.forms import Buildable, Form, form_of
+from brim.bench.standin.slices import Depths, depths, extrapolated
 from brim.core.memory import Footprint
 from brim.core.model import ModelSpec
 from brim.core.plan import Plan
 from brim.errors import DoesNotFit, InvalidRequest
-from brim.registry.describe import describe_gguf
 
 MAX_FILE_BYTES = 6 * 2**30
 """A larger model is measured in slices unless layers are asked for: writing 6 GiB takes 10 to 60
@@ -116,7 +114,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def try_model(
-    blueprint: Blueprint,
+    model: Buildable,
     wanted: Wanted,
     make_plan: MakePlan,
     admit: Admit,
@@ -126,10 +124,10 @@ def try_model(
     run: Run = run_job,
     progress: Progress = lambda _: None,
 ) -> Trial:
-    """Measure a stand-in of `blueprint` on this machine.
+    """Measure a stand-in of `model` on this machine.
 
     Args:
-        blueprint: The whole model.
+        model: The whole of it.
         wanted: What to measure.
         make_plan: Plans a model.
         admit: Entered before a file is built, and left when it is gone; the whole of a model that
@@ -149,16 +147,16 @@ def try_model(
     _remove_left_behind(directory)
     prefix = f"{FOLDER_PREFIX}{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=directory) as folder:
-        place = Path(folder)
-        spec = _described(blueprint, place / "whole.gguf", name)
-        at = _depths(blueprint, spec, wanted)
+        place, form = Path(folder), form_of(model)
+        spec = _described(form, place / "whole", name)
+        at = _depths(form, spec, wanted)
         plan = make_plan(spec)
 
         def plan_of_slice(part: ModelSpec) -> Plan:
             # The whole model's load options: they are what the slices stand for.
             return msgspec.structs.replace(plan, model=part, memory=make_plan(part).memory)
 
-        bench = _Bench(blueprint, wanted, plan_of_slice, admit, place, run, progress, name)
+        bench = _Bench(form, wanted, plan_of_slice, admit, place, run, progress, name)
         if at is None:
             return _trial(spec, plan, wanted, whole=bench.measure(spec.num_layers))
         shallow, deep = bench.measure(at.shallow), bench.measure(at.deep)
@@ -180,27 +178,28 @@ def _remove_left_behind(directory: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _described(blueprint: Blueprint, path: Path, name: str) -> ModelSpec:
+def _described(form: Form, place: Path, name: str) -> ModelSpec:
     """The whole model as a header alone describes it; the file is gone when this returns."""
-    spec = describe_gguf(write(path, blueprint, with_data=False), name)
-    path.unlink()
+    form.write(place, with_data=False)
+    spec = form.describe(place, name)
+    form.remove(place)
     return spec
 
 
-def _depths(blueprint: Blueprint, spec: ModelSpec, wanted: Wanted) -> Depths | None:
+def _depths(form: Form, spec: ModelSpec, wanted: Wanted) -> Depths | None:
     """Which slices to build; None for the whole model."""
     most = wanted.layers
     if most is None:
         if spec.weights_bytes <= wanted.max_bytes:
             return None
-        most = _layers_within(blueprint, spec, wanted.max_bytes)
+        most = _layers_within(form, wanted.max_bytes)
     elif most > spec.num_layers or most < 1:
         raise InvalidRequest(
             f"{spec.name} has {spec.num_layers} layers; choose 1 to {spec.num_layers}, not {most}"
         )
     if most == spec.num_layers:
         return None
-    kinds = layer_kinds(blueprint, spec.kv_layers)
+    kinds = form.kinds(spec.kv_layers)
     found = depths(kinds, most)
     if found is None:
         least = next((n for n in range(most, spec.num_layers + 1) if depths(kinds, n)), None)
@@ -209,11 +208,10 @@ def _depths(blueprint: Blueprint, spec: ModelSpec, wanted: Wanted) -> Depths | N
     return found
 
 
-def _layers_within(blueprint: Blueprint, spec: ModelSpec, max_bytes: int) -> int:
+def _layers_within(form: Form, max_bytes: int) -> int:
     """How many layers of average size fit beside what is no layer."""
-    in_layers = sum(t.size_bytes for t in blueprint.tensors if t.name.startswith("blk."))
-    rest = spec.weights_bytes - in_layers
-    return max(1, (max_bytes - rest) * spec.num_layers // in_layers)
+    rest = form.weights_bytes - form.layer_bytes
+    return max(1, (max_bytes - rest) * form.num_layers // form.layer_bytes)
 
 
 class _Bench:
@@ -221,7 +219,7 @@ class _Bench:
 
     def __init__(
         self,
-        blueprint: Blueprint,
+        form: Form,
         wanted: Wanted,
         plan_of: MakePlan,
         admit: Admit,
@@ -230,7 +228,7 @@ class _Bench:
         progress: Progress,
         name: str,
     ) -> None:
-        self.blueprint = blueprint
+        self.form = form
         self.wanted = wanted
         self.plan_of = plan_of
         self.admit = admit
@@ -241,20 +239,19 @@ class _Bench:
 
     def measure(self, depth: int) -> Measured:
         """Write the model with `depth` layers, measure it, remove it."""
-        is_whole = depth == num_layers(self.blueprint)
-        blueprint = self.blueprint if is_whole else sliced(self.blueprint, depth)
-        path = self.place / f"{depth}-layers.gguf"
-        plan = self.plan_of(_described(blueprint, path, self.name))
+        form = self.form.sliced(depth)
+        place = self.place / f"{depth}-layers"
+        plan = self.plan_of(_described(form, place, self.name))
         # Before it is written: what may not be loaded need not be built.
         with self.admit(plan):
-            _check_room(self.place, blueprint.file_bytes)
-            self.progress(f"writing {depth} layers, {blueprint.file_bytes / 1e9:.2f} GB")
-            write(path, blueprint)
+            _check_room(self.place, form.file_bytes)
+            self.progress(f"writing {depth} layers, {form.file_bytes / 1e9:.2f} GB")
+            form.write(place)
             try:
                 self.progress(f"measuring {depth} layers")
-                return _measured(depth, blueprint.weights_bytes, self.wanted, self.run_plan(plan))
+                return _measured(depth, form.weights_bytes, self.wanted, self.run_plan(plan))
             finally:
-                path.unlink()
+                form.remove(place)
 
     def run_plan(self, plan: Plan) -> Found:
         """Time what is wanted of the file that a plan loads."""

@@ -1,11 +1,13 @@
-"""A synthetic byte-level BPE tokenizer of any size, as the metadata pairs that llama.cpp reads.
+"""A synthetic byte-level BPE tokenizer of any size, for GGUF files and for checkpoints.
 
 It encodes any text as single bytes and decodes whatever a random model draws.  Tables cost what a
 real vocabulary's cost: as many tokens, and as many merges as there are tokens beyond the bytes.
 """
 
 import itertools
+import string
 from collections.abc import Iterator
+from typing import Any
 
 from brim.bench.standin.blueprint import Pair, count_pair, counts_pair, flag_pair, text_pair
 from brim.bench.standin.blueprint import texts_pair as texts
@@ -53,10 +55,7 @@ def tokenizer_pairs(vocab_size: int) -> list[Pair]:
     Raises:
         InvalidRequest: It is smaller than the bytes and the two special tokens.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise InvalidRequest(
-            f"a stand-in's vocabulary has at least {MIN_VOCAB_SIZE} tokens, not {vocab_size}"
-        )
+    _check_size(vocab_size)
     fillers = list(itertools.islice(filler_words(), vocab_size - MIN_VOCAB_SIZE))
     tokens = [*byte_letters(), *fillers, BEGIN, END]
     # No merge makes the left part of another one, so none ever applies: text stays bytes, and
@@ -74,3 +73,69 @@ def tokenizer_pairs(vocab_size: int) -> list[Pair]:
         flag_pair("tokenizer.ggml.add_bos_token", False),
         text_pair("tokenizer.chat_template", CHAT_TEMPLATE),
     ]
+
+
+def _check_size(vocab_size: int) -> None:
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise InvalidRequest(
+            f"a stand-in's vocabulary has at least {MIN_VOCAB_SIZE} tokens, not {vocab_size}"
+        )
+
+
+def letter_words() -> Iterator[str]:
+    """All words of two and more small letters, the short ones first.
+
+    Each is a shorter one and a letter, so that a merge can make it: checkpoints' tokenizers take
+    no token that nothing makes.
+
+    Example:
+        >>> words = letter_words()
+        >>> next(words), next(words)
+        ('aa', 'ab')
+    """
+    for length in itertools.count(2):
+        for letters in itertools.product(string.ascii_lowercase, repeat=length):
+            yield "".join(letters)
+
+
+def tokenizer_json(vocab_size: int) -> dict[str, Any]:
+    """A checkpoint's tokenizer.json with `vocab_size` tokens.
+
+    Raises:
+        InvalidRequest: It is smaller than the bytes and the two special tokens.
+    """
+    _check_size(vocab_size)
+    words = list(itertools.islice(letter_words(), vocab_size - MIN_VOCAB_SIZE))
+    tokens = [*byte_letters(), *words]
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": len(tokens) + place, "content": text, "special": True, "normalized": False,
+                "single_word": False, "lstrip": False, "rstrip": False,
+            }
+            for place, text in enumerate((BEGIN, END))
+        ],
+        "normalizer": None,
+        "pre_tokenizer": split | {"use_regex": True},
+        "post_processor": None,
+        "decoder": split | {"use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [[word[:-1], word[-1]] for word in words],
+        },
+    }  # fmt: skip
+
+
+def tokenizer_config() -> dict[str, Any]:
+    """A checkpoint's tokenizer_config.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BEGIN,
+        "eos_token": END,
+        "chat_template": CHAT_TEMPLATE,
+    }
