@@ -7,10 +7,12 @@ import pytest
 from conftest import require_engine
 from support.models import plan_for
 
+from brim.core.plan import Plan
 from brim.engine import factory
 from brim.engine.base import Engine
 
 MakeEngine = Callable[..., Engine]
+Load = Callable[[Plan], Any]
 
 
 @pytest.fixture(params=["toy", "llamacpp", "mlx"])
@@ -29,6 +31,23 @@ def make_engine(engine_name: str) -> Iterator[MakeEngine]:
         engine = factory.create(engine_name)
         made.append(engine)
         engine.load(plan_for(engine_name, **overrides))
+        return engine
+
+    yield make
+    for engine in made:
+        engine.shutdown()
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    """Loads the engine that a plan names, which must be there; frees it afterwards."""
+    made: list[Engine] = []
+
+    def make(plan: Plan) -> Engine:
+        require_engine(plan.engine)
+        engine = factory.create(plan.engine)
+        made.append(engine)
+        engine.load(plan)
         return engine
 
     yield make

@@ -1,11 +1,15 @@
 """What would abort a backend, or break a promise, is refused with numbers and changes nothing."""
 
 import math
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.driver import GREEDY, Run, assert_same, decode, feed, generate
+from support.models import plan_for
 
+from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
 from brim.engine import guards
@@ -13,6 +17,7 @@ from brim.engine.base import Engine
 from brim.errors import Busy, DoesNotFit, EngineError, InvalidRequest, StoreError
 
 MakeEngine = Callable[..., Engine]
+Load = Callable[[Plan], Any]
 
 
 def test_more_sequences_than_planned_are_busy(make_engine: MakeEngine) -> None:
@@ -253,3 +258,29 @@ def test_shutdown_may_be_called_twice(make_engine: MakeEngine) -> None:
     engine.open(GREEDY)
     engine.shutdown()
     engine.shutdown()
+
+
+@pytest.mark.parametrize("name", ["llamacpp", "mlx"])
+def test_an_abort_ends_the_running_step(load: Load, name: str) -> None:
+    """Another thread's request ends a long step, and the engine works on as before it."""
+    engine = load(plan_for(name, context_tokens=8192, kv_tokens=8192, max_batch_tokens=8192))
+    reference = generate(engine, [5, 6, 7], 4)
+    engine.close(reference.seq_id)
+    run, stop = Run(engine.open(GREEDY)), threading.Event()
+
+    def nag() -> None:
+        # The step forgets earlier requests when it starts, so one could come too early.
+        while not stop.wait(0.002):
+            engine.request_abort()
+
+    thread = threading.Thread(target=nag)
+    thread.start()
+    try:
+        with pytest.raises(EngineError, match="aborted"):
+            feed(engine, run, [7] * 8000)
+    finally:
+        stop.set()
+        thread.join()
+    assert engine.num_tokens(run.seq_id) == 0
+    engine.close(run.seq_id)
+    assert_same(reference, generate(engine, [5, 6, 7], 4))

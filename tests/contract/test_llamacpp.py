@@ -2,22 +2,19 @@
 
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import msgspec
 import pytest
-from conftest import require_engine
 from support.driver import GREEDY, Run, feed, generate
 from support.models import DEMO, plan_for, pystd_1m_gguf, quantised
 
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
-from brim.engine import factory
 from brim.engine.base import Engine
 from brim.engine.llamacpp.binding import lib
 from brim.engine.llamacpp.tokenizer import MAX_RUN_CHARACTERS
@@ -26,22 +23,6 @@ from brim.errors import BrimError, EngineError, InvalidRequest, ModelFileError, 
 MIB = 1024 * 1024
 
 Load = Callable[[Plan], Engine]
-
-
-@pytest.fixture
-def load() -> Iterator[Load]:
-    require_engine("llamacpp")
-    made: list[Engine] = []
-
-    def make(plan: Plan) -> Engine:
-        engine = factory.create("llamacpp")
-        made.append(engine)
-        engine.load(plan)
-        return engine
-
-    yield make
-    for engine in made:
-        engine.shutdown()
 
 
 def test_footprint_is_what_the_backend_allocated(load: Load) -> None:
@@ -146,33 +127,6 @@ def test_huge_sampler_windows_are_bounded(load: Load) -> None:
         dry_penalty_last_n=2**31 - 1,
     )
     assert len(generate(engine, [5, 6, 7], 3, huge).tokens) == 3
-
-
-def test_an_abort_ends_the_running_step(load: Load) -> None:
-    """Another thread's request ends a long step, and the engine works on afterwards."""
-    plan = plan_for(
-        "llamacpp", path=DEMO, context_tokens=8192, kv_tokens=8192, max_batch_tokens=8192
-    )
-    engine = load(plan)
-    run = Run(engine.open(GREEDY))
-    stop = threading.Event()
-
-    def nag() -> None:
-        # The step clears the flag when it starts, so one request could come too early.
-        while not stop.wait(0.002):
-            engine.request_abort()
-
-    thread = threading.Thread(target=nag)
-    thread.start()
-    try:
-        with pytest.raises(EngineError, match="aborted"):
-            feed(engine, run, [7] * 8000)
-    finally:
-        stop.set()
-        thread.join()
-    assert engine.num_tokens(run.seq_id) == 0
-    engine.close(run.seq_id)
-    assert len(generate(engine, [5, 6, 7], 4).tokens) == 4
 
 
 @pytest.mark.parametrize(

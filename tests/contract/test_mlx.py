@@ -1,14 +1,12 @@
 """What only the MLX engine promises: its own sizes, failures of its backend, aborts, KV types."""
 
 import gc
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from conftest import require_engine
 from support.driver import GREEDY, Run, assert_same, decode, decode_together, feed, generate
 from support.mlx_models import FAMILIES, family_dir
 from support.models import plan_for
@@ -16,8 +14,6 @@ from support.models import plan_for
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
-from brim.engine import factory
-from brim.engine.base import Engine
 from brim.errors import EngineError, ModelFileError, StoreError
 from brim.planner.mlx_kv import mlx_kv_bytes, mlx_kv_types, mlx_state_bytes
 
@@ -31,22 +27,6 @@ BACKEND_EXCEPTIONS = (
 Load = Callable[[Plan], Any]
 
 PROMPT = [(37 * i * i + 11 * i + 5) % 4096 for i in range(60)]
-
-
-@pytest.fixture
-def load() -> Iterator[Load]:
-    require_engine("mlx")
-    made: list[Engine] = []
-
-    def make(plan: Plan) -> Engine:
-        engine = factory.create("mlx")
-        made.append(engine)
-        engine.load(plan)
-        return engine
-
-    yield make
-    for engine in made:
-        engine.shutdown()
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
@@ -195,31 +175,6 @@ def test_a_failed_evaluation_harms_nobody_else(load: Load, family: str) -> None:
     decode_together(engine, [again, spared], 12)
     assert_same(reference, spared)
     assert_same(reference, again)
-
-
-def test_an_abort_ends_the_running_step(load: Load) -> None:
-    """Another thread's request ends a long step, and the engine works on afterwards."""
-    engine = load(plan_for("mlx", context_tokens=8192, kv_tokens=8192, max_batch_tokens=8192))
-    reference = generate(engine, PROMPT, 4)
-    engine.close(reference.seq_id)
-    run, stop = Run(engine.open(GREEDY)), threading.Event()
-
-    def nag() -> None:
-        # The step clears the request when it starts, so one could come too early.
-        while not stop.wait(0.002):
-            engine.request_abort()
-
-    thread = threading.Thread(target=nag)
-    thread.start()
-    try:
-        with pytest.raises(EngineError, match="aborted"):
-            feed(engine, run, [7] * 8000)
-    finally:
-        stop.set()
-        thread.join()
-    assert engine.num_tokens(run.seq_id) == 0
-    engine.close(run.seq_id)
-    assert_same(reference, generate(engine, PROMPT, 4))
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "mamba2", "granitemoehybrid", "deepseek_v3"])

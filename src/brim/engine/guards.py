@@ -78,6 +78,18 @@ def check_fork(num_source: int, num_target: int, num_tokens: int) -> None:
         raise EngineError(f"cannot share {num_tokens} tokens of a sequence of {num_source}")
 
 
+def check_whole(num_source: int, num_tokens: int, owner: str) -> None:
+    """A fork of state that cannot be cut takes all of it.
+
+    Args:
+        num_source: Tokens of the source.
+        num_tokens: How many are to be shared.
+        owner: The engine and the architecture, for the message.
+    """
+    if num_tokens < num_source:
+        raise EngineError(f"{owner} can only be forked whole")
+
+
 def check_truncate(num_held: int, num_tokens: int) -> None:
     """A sequence can only be made shorter."""
     if not 0 <= num_tokens <= num_held:

@@ -143,9 +143,11 @@ def apply_penalties(logits: Logits, history: Sequence[int], params: SamplingPara
             values / np.float32(params.repeat_penalty),
             values * np.float32(params.repeat_penalty),
         )
-        values -= counts.astype(np.float32) * np.float32(params.frequency_penalty) + np.float32(
+        minus = counts.astype(np.float32) * np.float32(params.frequency_penalty) + np.float32(
             params.presence_penalty
         )
+        # Held before they meet: infinity less infinity is no number.
+        values = _held(values) - _held(minus)
     penalised[tokens] = held_finite(values, logits[tokens])
     return penalised
 
@@ -167,7 +169,11 @@ def apply_dry(
 
 def held_finite(values: Logits, before: Logits) -> Logits:
     """Penalised logits, which neither overflow nor forbid what was possible before."""
-    return np.where(np.isfinite(before), np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX), before)
+    return np.where(np.isfinite(before), _held(values), before)
+
+
+def _held(values: Logits) -> Logits:
+    return np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
 
 
 def truncated_probs(

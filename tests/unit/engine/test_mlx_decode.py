@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import require_engine
 from support.driver import Run, assert_same, decode, feed, generate
@@ -140,3 +141,42 @@ def test_decoding_copies_no_cache(tmp_path: Path) -> None:
     mx.synchronize()
     assert mx.get_peak_memory() - before < kv_bytes / engine._plan.model.num_layers / 2
     engine.shutdown()
+
+
+def test_states_that_went_together_part_where_nothing_went_ahead(engine: Any) -> None:
+    """Two sequences at their bounds are still joined; what is taken of one has its state."""
+    prompts = ([5, 6, 7, 8], [9, 3])
+    alone = [generate(engine, prompt, 2, GREEDY) for prompt in prompts]
+    runs = [Run(engine.open(GREEDY, len(prompt))) for prompt in prompts]
+    pairs = list(zip(runs, prompts, strict=True))
+    engine.step(StepPlan([Feed(run.seq_id, prompt[:-1], False) for run, prompt in pairs]))
+    engine.step(StepPlan([Feed(run.seq_id, prompt[-1:]) for run, prompt in pairs]))
+    assert engine._decoder._ahead is None
+    block = engine.export_kv(runs[0].seq_id)
+    moved, forked = Run(engine.open(GREEDY)), Run(engine.open(GREEDY))
+    engine.import_kv(moved.seq_id, block)
+    engine.fork(runs[1].seq_id, forked.seq_id, len(prompts[1]))
+    for run, reference in zip((moved, forked), alone, strict=True):
+        feed(engine, run, reference.tokens[:1])
+        assert np.array_equal(run.logits[0], reference.logits[1])
+
+
+def test_the_pass_that_draws_waits_for_the_piece_before_it(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started while the piece is under way it would copy the whole cache; another's harms none."""
+    run, other = Run(engine.open(GREEDY)), Run(engine.open(GREEDY))
+    waits, wait = [], engine._decoder.wait
+
+    def noted() -> None:
+        waits.append("a wait")
+        wait()
+
+    monkeypatch.setattr(engine._decoder, "wait", noted)
+    engine.submit(StepPlan([Feed(other.seq_id, [1, 2, 3], False), Feed(run.seq_id, [4])]))
+    assert len(waits) == 0
+    engine.collect()
+    waits.clear()
+    engine.submit(StepPlan([Feed(other.seq_id, [5, 6, 7, 8])]))
+    assert len(waits) == 1
+    engine.collect()

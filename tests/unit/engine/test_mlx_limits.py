@@ -15,7 +15,7 @@ from brim.planner.mlx_limits import mlx_environment, rows_of_evaluation, wired_l
 
 mx: Any = pytest.importorskip("mlx.core")
 
-from brim.engine.mlx import limits  # noqa: E402
+from brim.engine.mlx import limits
 
 MIB = 1024 * 1024
 TERMS = MemoryTerms(

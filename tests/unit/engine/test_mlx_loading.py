@@ -15,7 +15,7 @@ from brim.errors import ModelFileError
 
 mx: Any = pytest.importorskip("mlx.core")
 
-from brim.engine.mlx import loading  # noqa: E402
+from brim.engine.mlx import loading
 
 Break = Callable[[Path], object]
 

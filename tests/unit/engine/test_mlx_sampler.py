@@ -164,16 +164,16 @@ def test_draws_are_the_references(logits: Logits, params: SamplingParams) -> Non
     params=st.builds(
         SamplingParams,
         temperature=st.just(0.0),
-        repeat_penalty=st.sampled_from([1.0, 1.3, 0.7]),
-        presence_penalty=st.sampled_from([0.0, 1.5, -2.0]),
-        frequency_penalty=st.sampled_from([0.0, 0.4]),
+        repeat_penalty=st.sampled_from([1.0, 1.3, 0.7, 1.2e-38]),
+        presence_penalty=st.sampled_from([0.0, 1.5, -2.0, -3.4e38]),
+        frequency_penalty=st.sampled_from([0.0, 0.4, 3.4e38]),
         repeat_last_n=st.sampled_from([0, 5, 64]),
         dry_multiplier=st.sampled_from([0.0, 0.8, 3e38]),
         dry_allowed_length=st.sampled_from([0, 1, 2]),
     ),
 )
 def test_penalties_are_the_references(seed: int, params: SamplingParams) -> None:
-    """Every logit after penalties and DRY equals the reference's to a float's rounding."""
+    """Every logit after penalties and DRY is a number, the reference's to a float's rounding."""
     import mlx.core as mx
 
     from brim.engine.mlx import adjustments
@@ -186,6 +186,7 @@ def test_penalties_are_the_references(seed: int, params: SamplingParams) -> None
     penalties = [adjustments.penalties_of(history, params, breakers) for history in histories]
     before = mx.array(logits)
     found = np.array(adjustments.penalise(before, penalties))
+    assert not np.isnan(found).any()
     assert np.array_equal(np.array(before), logits)
     for row, history in enumerate(histories):
         expected = numpy_sampler.apply_penalties(logits[row], history, params)

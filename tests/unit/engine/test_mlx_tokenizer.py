@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import require_engine
+
+require_engine("mlx")
+
 from support.made_tokenizers import END_TOKENS, FAMILIES, TEXTS, tokenizer_json, write_tokenizer
 from support.models import PYSTD_1M
 from tokenizers import AddedToken, Tokenizer

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import require_engine
+
+require_engine("mlx")
+
 from support.made_tokenizers import tokenizer_json, write_tokenizer
 
 from brim.engine.mlx.tokenizer import HfTokenizer

@@ -128,10 +128,9 @@ class LlamaCppEngine(Engine):
         guards.check_fork(len(src.tokens), len(dst.tokens), num_tokens)
         if num_tokens == 0:
             return
-        if num_tokens < len(src.tokens) and not self._capabilities.can_fork_prefix:
-            raise EngineError(
-                f"llama.cpp: the state of {self._plan.model.architecture} can only be forked whole"
-            )
+        if not self._capabilities.can_fork_prefix:
+            owner = f"llama.cpp: the state of {self._plan.model.architecture}"
+            guards.check_whole(len(src.tokens), num_tokens, owner)
         lib.llama_memory_seq_cp(self._memory, source, target, 0, num_tokens)
         self._check_length(target, num_tokens)
         dst.tokens = src.tokens[:num_tokens]

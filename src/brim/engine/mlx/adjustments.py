@@ -93,12 +93,16 @@ def penalise(scores: mx.array, penalties: Sequence[Sequence[Penalty]]) -> mx.arr
     if not entries:
         return scores
     at = mx.array(np.array([entry[0] for entry in entries], np.int32))
-    numbers = np.array([entry[1:] for entry in entries], np.float32)
+    numbers = np.clip([entry[1:] for entry in entries], -_FLOAT32_MAX, _FLOAT32_MAX)
+    numbers = numbers.astype(np.float32)
     factor, minus, dry = (mx.array(numbers[:, column]) for column in range(3))
     flat = scores.flatten()
     before = flat[at]
-    scaled = mx.where(before > 0, before / factor, before * factor)
-    after = mx.clip(scaled - minus, -_FLOAT32_MAX, _FLOAT32_MAX) - dry
-    after = mx.maximum(after, -_FLOAT32_MAX)
+    after = _held(mx.where(before > 0, before / factor, before * factor))
+    after = _held(_held(after - minus) - dry)
     after = mx.where(before == -math.inf, before, after)
     return mx.put_along_axis(flat, at, after, axis=0).reshape(scores.shape)
+
+
+def _held(scores: mx.array) -> mx.array:
+    return mx.clip(scores, -_FLOAT32_MAX, _FLOAT32_MAX)

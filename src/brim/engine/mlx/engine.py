@@ -113,7 +113,7 @@ class MlxEngine(Engine):
             dry_breakers=self._dry_breakers,
         )
         bound = None if max_tokens is None else min(max_tokens, self._plan.context_tokens)
-        self._sequences[seq_id] = MlxSequence(sampling, sampler, self._caches.new(bound), bound)
+        self._sequences[seq_id] = MlxSequence(sampler, self._caches.new(bound), bound)
         return seq_id
 
     def close(self, seq_id: int) -> None:
@@ -131,10 +131,9 @@ class MlxEngine(Engine):
         guards.check_fork(len(src.tokens), len(dst.tokens), num_tokens)
         if num_tokens == 0:
             return
-        if num_tokens < len(src.tokens) and not self._caches.can_fork_prefix:
-            raise EngineError(
-                f"mlx: the state of {self._plan.model.architecture} can only be forked whole"
-            )
+        if not self._caches.can_fork_prefix:
+            owner = f"mlx: the state of {self._plan.model.architecture}"
+            guards.check_whole(len(src.tokens), num_tokens, owner)
         guards.check_room(num_tokens, self._num_free, Busy)
         with _backend_errors():
             self._decoder.release(src.caches)

@@ -1,6 +1,5 @@
 """What the MLX engine keeps of one open sequence."""
 
-from brim.core.sampling import SamplingParams
 from brim.engine.mlx.caches import SequenceCaches
 from brim.engine.mlx.sampler import SequenceSampler
 
@@ -8,16 +7,14 @@ from brim.engine.mlx.sampler import SequenceSampler
 class MlxSequence:
     """Tokens that were fed, the caches that hold them, and how the next one is drawn."""
 
-    __slots__ = ("caches", "is_broken", "max_tokens", "row", "sampler", "sampling", "tokens")
+    __slots__ = ("caches", "is_broken", "max_tokens", "row", "sampler", "tokens")
 
     def __init__(
         self,
-        sampling: SamplingParams,
         sampler: SequenceSampler,
         caches: SequenceCaches,
         max_tokens: int | None,
     ) -> None:
-        self.sampling = sampling
         self.sampler = sampler
         self.caches = caches
         self.max_tokens = max_tokens
