@@ -18,11 +18,14 @@ os.environ["XDG_STATE_HOME"] = _STATE.name
 
 
 def require_engine(name: str) -> None:
-    """Skip where an engine's backend is missing, or fail where BRIM_REQUIRE_ENGINES names it."""
+    """Skip where an engine's backend is missing, or fail where BRIM_REQUIRE_ENGINES names it.
+
+    In a test, a fixture, or at the head of a module that cannot even be imported without it.
+    """
     missing = [package for package in BACKENDS[name] if importlib.util.find_spec(package) is None]
     if not missing:
         return
     message = f"{', '.join(missing)} of the {name} engine is not installed"
     if name in os.environ.get("BRIM_REQUIRE_ENGINES", "").split(","):
         pytest.fail(f"{message}, and BRIM_REQUIRE_ENGINES names it")
-    pytest.skip(message)
+    pytest.skip(message, allow_module_level=True)

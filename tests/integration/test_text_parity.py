@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import require_engine
+
+require_engine("mlx")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.made_tokenizers import TEXTS, write_gguf_vocabulary, write_tokenizer

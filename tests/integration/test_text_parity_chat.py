@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import require_engine
+
+require_engine("mlx")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.made_tokenizers import write_tokenizer

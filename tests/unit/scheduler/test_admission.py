@@ -63,9 +63,7 @@ def test_choices_share_the_prompt_only_where_the_engine_forks() -> None:
 
 @pytest.mark.parametrize("forks_share_kv", [True, False])
 @pytest.mark.parametrize("num_choices", [1, 3, 8])
-def test_an_open_answer_takes_its_share_of_the_pool(
-    num_choices: int, forks_share_kv: bool
-) -> None:
+def test_an_open_answer_takes_its_share_of_the_pool(num_choices: int, forks_share_kv: bool) -> None:
     """The share is the longest answer whose KV bound is within the pool, and no longer."""
     share = answer_share(50, num_choices, kv_tokens=1000, forks_share_kv=forks_share_kv)
     assert kv_bound(50, share, num_choices, forks_share_kv=forks_share_kv) <= 1000
