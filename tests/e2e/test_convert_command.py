@@ -34,10 +34,10 @@ def test_a_checkpoint_becomes_a_model(tmp_path: Path, option: tuple[str, ...], q
 
 
 def test_the_command_that_is_advised_works(tmp_path: Path) -> None:
-    """What `run` says of a checkpoint's directory can be typed as it stands."""
+    """What `run` says of a checkpoint where llama.cpp is asked for can be typed as it stands."""
     model = tmp_path / "my model"
     model.symlink_to(PYSTD_1M)
-    refused = brim("run", "-m", str(model), "hi")
+    refused = brim("run", "-m", str(model), "--engine", "llamacpp", "hi")
     assert refused.returncode == 1
     command = refused.stderr.rpartition("brim convert")[2]
     done = subprocess.run(

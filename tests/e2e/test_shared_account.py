@@ -160,13 +160,14 @@ def test_forced_requests_are_the_operators_to_allow(tmp_path: Path) -> None:
 
 
 def test_ps_shows_the_account_and_the_forecasts_error(tmp_path: Path) -> None:
-    """The table has the error of the load, the line below it the budget; JSON has all of it."""
+    """The table has the load's error, below it stand engine and budget; JSON has all of it."""
     with ServerProcess(tmp_path, "-m", "demo") as server:
         table = server.brim("ps").stdout.splitlines()
         assert "error" in table[0].split()
         assert " % " in table[1]
-        assert table[2].startswith("memory: ")
-        assert " comfortable (" in table[2]
+        assert table[2].startswith("demo runs on llamacpp: the model is in GGUF form")
+        assert table[3].startswith("memory: ")
+        assert " comfortable (" in table[3]
         [model] = server.ps()
         terms = {each["term"] for each in model["forecast_errors"]}
         assert terms >= {"weights_bytes", "kv_bytes", "compute_bytes"}

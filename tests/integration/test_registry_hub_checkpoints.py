@@ -247,3 +247,10 @@ class TestOffline:
         assert f"{PART_TWO} of hf:org/demo is not in the cache" in message
         assert "HF_HUB_OFFLINE" in message
         assert "goes on where it stopped" in message
+
+    def test_weights_whose_blob_is_gone(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A link of the cache that leads nowhere is named, and not an index that never was."""
+        weights = Path(resolve("hf:org/demo", hub=hub).paths[0])
+        weights.resolve().unlink()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "model.safetensors of hf:org/demo is not in the cache" in refused(hub, NotFound)

@@ -59,9 +59,13 @@ def plan_together(wanted: Wanted) -> PlanReport:
     models: list[ModelReport] = []
     grants: list[Grant] = []
     notes: list[str] = []
+    formats: list[str] = []
     for number, (forms, role) in enumerate(wishes):
+        if role == "draft":  # in the process of its target, whose engine is known by now
+            forms = [form for form in forms if form.format == formats[0]] or forms
         plan = _plan(forms, machine, account, wanted, is_draft=role == "draft")
         spec = plan.model
+        formats.append(spec.format)
         if spec.is_estimated:
             notes.append(_estimate_note(spec))
         past = _past_errors(plan, machine)

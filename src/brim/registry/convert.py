@@ -7,7 +7,7 @@ that runs and is wrong.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gguf
 import msgspec
@@ -91,10 +91,7 @@ def convert_to_gguf(
         ModelFileError: The checkpoint is damaged or incomplete, or `out` cannot be written.
         Unsupported: Its architecture, tokenizer or a setting is one that brim cannot convert.
     """
-    config = read_config(model_dir)
-    tensors = read_checkpoint(model_dir)
-    targets = match_tensors(config, tensors)
-    vocabulary = read_vocabulary(model_dir, config.vocab_size)
+    config, tensors, targets, vocabulary = read_convertible(model_dir)
     with _written_whole(out) as partial:
         writer = GGUFWriter(partial, "llama")
         try:
@@ -107,6 +104,27 @@ def convert_to_gguf(
         finally:
             writer.close()
     return describe_gguf(out)
+
+
+class Convertible(NamedTuple):
+    """A checkpoint that can be converted: all of it but its weights."""
+
+    config: LlamaConfig
+    tensors: dict[str, SafeTensor]
+    targets: dict[str, Target]
+    vocabulary: Vocabulary
+
+
+def read_convertible(model_dir: Path) -> Convertible:
+    """What is in a model directory, or why it cannot become a GGUF file.
+
+    Raises:
+        BrimError: As `convert_to_gguf`, but for the writing.
+    """
+    config = read_config(model_dir)
+    tensors = read_checkpoint(model_dir)
+    targets = match_tensors(config, tensors)
+    return Convertible(config, tensors, targets, read_vocabulary(model_dir, config.vocab_size))
 
 
 def read_config(model_dir: Path) -> LlamaConfig:

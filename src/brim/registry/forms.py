@@ -15,7 +15,6 @@ from brim.registry.describe import describe_gguf
 from brim.registry.describe_safetensors import describe_directory
 from brim.registry.hub import Hub, Listing
 from brim.registry.hub_choice import HubFile, choose, has_checkpoint, has_gguf
-from brim.registry.mlx_names import packing_of
 from brim.registry.safetensors_header import has_safetensors, read_json
 
 FORMATS = ("gguf", "safetensors", "toy")
@@ -238,10 +237,7 @@ def name_of_config(path: Path) -> str:
 
 
 def how_to_get_gguf(spec: ModelSpec) -> str:
-    """What to do for a GGUF form of a safetensors model.
-
-    Only unquantised weights are converted: from fewer bits nothing is won back.
-    """
+    """What to do for a GGUF form of a safetensors model."""
     directory = Path(spec.paths[0]).parent if spec.paths else None
     if directory is not None and is_convertible(directory):
         return f"convert it: {how_to_convert(directory, spec.name)}"
@@ -264,15 +260,15 @@ def how_to_convert(directory: Path, name: str) -> str:
 
 
 def is_convertible(directory: Path) -> bool:
-    """Whether a directory holds a checkpoint that `brim convert` takes, and that is not packed."""
-    from brim.registry.convert import read_config  # only where something was refused: it is large
+    """Whether `brim convert` takes the checkpoint in a directory."""
+    # Only where something was refused: it reads the whole vocabulary, and its imports take longer.
+    from brim.registry.convert import read_convertible
 
     try:
-        read_config(directory)
-        config = read_json(directory / "config.json")
-        return packing_of(config).default is None and "quantization_config" not in config
+        read_convertible(directory)
     except BrimError:
         return False
+    return True
 
 
 def _here(format: str, describe: Callable[[], ModelSpec]) -> Form:

@@ -368,7 +368,9 @@ def _check_is_whole(listing: Listing, snapshot: Path) -> None:
     """
     if (snapshot / SINGLE).is_file():
         return
-    parts = parts_of_index(read_json(snapshot / INDEX), str(snapshot / INDEX))
+    index = snapshot / INDEX
+    has_index = index.is_file() or index.is_symlink()
+    parts = parts_of_index(read_json(index), str(index)) if has_index else [SINGLE]
     if missing := [part for part in parts if not (snapshot / part).is_file()]:
         raise NotFound(
             f"{missing[0]} of hf:{listing.repo_id} is not in the cache, and {listing.reason}; "

@@ -97,14 +97,21 @@ def test_an_engine_that_is_not_installed(installed: pytest.MonkeyPatch, wish: st
     assert message.endswith(f"brim convert {PYSTD_1M} pystd-1m.gguf")
 
 
+@pytest.mark.parametrize(
+    ("file", "known", "other"),
+    [
+        ("config.json", "LlamaForCausalLM", "Qwen3ForCausalLM"),
+        ("tokenizer.json", '"type": "BPE"', '"type": "Unigram"'),
+    ],
+)
 def test_only_what_brim_converts_is_to_be_converted(
-    installed: pytest.MonkeyPatch, tmp_path: Path
+    installed: pytest.MonkeyPatch, tmp_path: Path, file: str, known: str, other: str
 ) -> None:
-    """A checkpoint of an architecture that `brim convert` refuses is not sent there."""
+    """A checkpoint whose architecture or tokenizer `brim convert` refuses is not sent there."""
     shutil.copytree(PYSTD_1M, tmp_path / "q")
-    config = tmp_path / "q" / "config.json"
-    text = config.read_text().replace("LlamaForCausalLM", "Qwen3ForCausalLM")
-    config.write_text(text.replace('"model_type": "llama"', '"model_type": "qwen3"'))
+    text = (tmp_path / "q" / file).read_text()
+    assert known in text
+    (tmp_path / "q" / file).write_text(text.replace(known, other))
     install(installed, "llamacpp", "toy")
     message = refused(forms_of(str(tmp_path / "q")), LINUX, None)
     assert message.endswith("or name a GGUF form of the model (hf:ORG/REPO-GGUF)")

@@ -1,15 +1,20 @@
 """`brim plan`: what it says of models and machines, and how it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.models import DEMO, PYSTD_1M
 
+from brim.cli import plan_together
 from brim.cli.app import main
+from brim.cli.dispatch import choose_form
 from brim.cli.neighbours import forecast_history
 from brim.ledger.correction import TOTAL
 from brim.machine.reading import read_machine
+from brim.planner.fit import Room
 from brim.planner.plan import make_plan
 from brim.registry.sources import describe
 from brim.runtime.forecast_errors import subject_of
@@ -186,3 +191,26 @@ def test_a_guessed_architecture_is_said(
         capsys, str(tmp_path / "config.json"), "--quant", "Q8_0", "--machine", "m4-16"
     )
     assert any("plain transformer" in note for note in said["notes"]) is is_guessed
+
+
+def test_a_draft_takes_the_engine_of_its_target(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A target that left the default engine for want of room takes its draft along."""
+    pair = [tmp_path / "target", tmp_path / "draft"]
+    for directory in pair:
+        shutil.copytree(PYSTD_1M, directory)
+        shutil.copy(DEMO, directory / "demo-Q8_0.gguf")
+    chosen: list[str] = []
+
+    def choose(forms: Any, machine: Any, **wishes: Any) -> Any:
+        # MLX's libraries alone take more than that before a weight is read.
+        wishes["room"] = wishes["room"] if chosen else Room(2**27, 2**27)
+        found = choose_form(forms, machine, **wishes)
+        chosen.append(found.engine)
+        return found
+
+    monkeypatch.setattr(plan_together, "choose_form", choose)
+    command = (str(pair[0]), "--draft", str(pair[1]), "--machine", "m4-16", "--no-check")
+    _, plan = planned(capsys, *command)
+    assert [model["engine"] for model in plan["models"]] == ["llamacpp", "llamacpp"]

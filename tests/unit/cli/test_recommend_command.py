@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from support.models import PYSTD_1M
 
+from brim.cli import recommend_plans
 from brim.cli.app import main
 from brim.core.machine import MachineSpec
 from brim.machine import reading
+from brim.registry.catalogue import entries
 
 LINUX = MachineSpec(name="m", system="linux", ram_bytes=2**34, others_bytes=2**32, is_at_hand=False)
 
@@ -85,6 +87,8 @@ def test_mlx_forms_are_ranked_where_mlx_is_the_default(
 ) -> None:
     """On a Mac each MLX form of a model is a candidate, elsewhere none is."""
     monkeypatch.setattr(reading, "read_machine", lambda: LINUX)
+    few = [entry for entry in entries() if entry.mlx][:4]  # all of them take seconds
+    monkeypatch.setattr(recommend_plans, "entries", lambda: few)
     named = () if machine is None else ("--machine", machine)
     _, models = report(capsys, *named, "--limit", "100")
     for row in models["models"]:
