@@ -323,6 +323,8 @@ def main() -> int:
             for row in _all_rows(path, exact=args.profile == "exact"):
                 print(json.dumps(dataclasses.asdict(row)), flush=True)
         return 0
+    if missing := [path for path in args.models if not path.exists()]:
+        parser.error(f"there is no {missing[0]}")
     rows = in_process(args.profile, args.models)
     for row in rows:
         print(json.dumps(dataclasses.asdict(row)) if args.json else _line(row))

@@ -4,7 +4,7 @@ Text is read token by token, eight sequences of different lengths in one batch, 
 each KV type, in step with each other.  The mean and largest KL divergence in nats and the share of
 equal argmaxes are over all tokens that were read so; perplexities beside them.
 
-    python benches/kv_quality.py --text FILE MODEL.gguf MODEL_DIR ...
+    python benches/kv_quality.py [--text FILE] [MODEL.gguf | MODEL_DIR ...]
 
 A directory of safetensors is read by the MLX engine, a GGUF file by llama.cpp's (with flash
 attention, which quantised KV needs there).  `--write` puts the table into docs/equality.md.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "equality.md"
+MODEL, TEXT = ROOT / "tests" / "models" / "pystd-1m", ROOT / "src" / "brim" / "planner" / "plan.py"
 TABLE_BEGINS = "<!-- written by benches/kv_quality.py -->"
 TABLE_ENDS = "<!-- end -->"
 
@@ -182,12 +183,16 @@ def table(rows: Sequence[Quality]) -> str:
 def main() -> int:
     """Measure, and print a table or JSON lines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--text", type=Path, required=True, help="text like the models' own")
+    parser.add_argument("models", nargs="*", type=Path, default=[MODEL])
+    parser.add_argument("--text", type=Path, default=TEXT, help="text like the models' own")
     parser.add_argument("--tokens", type=int, default=256, help="tokens read singly, a sequence")
     parser.add_argument("--write", action="store_true", help="put the table into docs/equality.md")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")
     args = parser.parse_args()
+    if missing := [path for path in (args.text, *args.models) if not path.exists()]:
+        parser.error(f"there is no {missing[0]}")
+    if args.tokens < 2:
+        parser.error("give at least two --tokens: each is told from the one before")
     text = args.text.read_text()
     rows = [row for path in args.models for row in measure(path, text, args.tokens)]
     if args.json:

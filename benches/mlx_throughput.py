@@ -2,8 +2,9 @@
 
 Two processes take turns on the same model, in another order each time (mlx_child.py): brim's
 scheduler over its MLX engine, as a worker runs them, and mlx-lm's own `BatchGenerator` and
-`stream_generate`.  Prompts are the same tokens.  Rates are of decode, over the steps in which every
-sequence got a token; each pair gives a ratio.
+`stream_generate`.  Both have the environment of brim's plan, the same prompt tokens, and no end but
+the number of tokens.  Rates are of decode, over the steps in which every sequence got a token; each
+pair gives a ratio.
 
     python benches/mlx_throughput.py [MODEL_DIR] [--part batch,single,prefill,stall,http]
         [--sampling greedy,default] [--pairs 3] [--tokens 32] [--long 512]
@@ -15,6 +16,7 @@ eight at 0.95 of `BatchGenerator` or more, single stream at 0.97 of `stream_gene
 import argparse
 import asyncio
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -32,9 +34,11 @@ from brim.bench.serve import reach
 from brim.bench.workload import RecordedRequest
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
+from brim.errors import BrimError
 from brim.machine.reading import read_machine
 from brim.planner.plan import make_plan
 from brim.registry.describe_safetensors import describe_directory
+from brim.runtime.worker_start import worker_environment
 
 SAMPLINGS = {"greedy": SamplingParams(temperature=0.0), "default": SamplingParams()}
 
@@ -84,6 +88,7 @@ class Child:
             [sys.executable, str(Path(__file__).parent / "mlx_child.py"), self.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=worker_environment(self._plan, os.environ),
         )
         self._send(self._plan)
         return self
@@ -194,12 +199,19 @@ def over_http(
 ) -> None:
     """Eight clients of `brim serve` against BatchGenerator, prompts included on both sides."""
     order = Order(prompts=tuple(prompts), num_tokens=num_tokens)
-    ours, theirs = [], []
-    with serving(brim_serve(str(directory))) as served:
+    found: dict[str, list[float]] = {"brim": [], "theirs": []}
+    with serving(brim_serve(str(directory), "--engine", "mlx")) as served:
         endpoint = Endpoint.parse(f"brim={served.url}")
-        for _ in range(pairs.number):
-            ours.append(asyncio.run(_clients(endpoint, prompts, num_tokens)))
-            theirs.append(whole_rate(pairs.alone(order)))
+
+        def run(side: str) -> float:
+            if side == "brim":
+                return asyncio.run(_clients(endpoint, prompts, num_tokens))
+            return whole_rate(pairs.alone(order))
+
+        for turn in range(pairs.number):
+            for side in list(found)[:: 1 if turn % 2 == 0 else -1]:
+                found[side].append(run(side))
+    ours, theirs = found.values()
     label = f"{len(prompts)} clients over HTTP, greedy"
     show(f"{label}, brim", ours, "tok/s")
     show(f"{label}, BatchGenerator", theirs, "tok/s")
@@ -242,24 +254,38 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", default=",".join(PARTS))
     parser.add_argument("--sampling", default=",".join(SAMPLINGS))
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer; at least 2")
     parser.add_argument("--long", type=int, default=512, help="tokens of the long prompt")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for given, known in ((args.part, PARTS), (args.sampling, SAMPLINGS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"nothing is called {min(unknown)}; choose of {', '.join(known)}")
+    if args.pairs < 1 or args.tokens < 2 or args.long < 1:
+        parser.error("give at least one pair, two tokens of an answer and one of a prompt")
+    return args
+
+
+def plan_of(model_dir: Path) -> Plan:
+    """The plan that both sides have."""
+    try:
+        return make_plan(
+            describe_directory(model_dir),
+            read_machine(),
+            engine="mlx",
+            context_tokens=CONTEXT_TOKENS,
+            max_sequences=NUM_SEQUENCES,
+        )
+    except BrimError as error:
+        raise SystemExit(
+            f'{error}; the stand-in is made by: make_standin.py --quant "MLX bf16"'
+        ) from None
 
 
 def main() -> None:
     """Read the options, start both sides, measure in turn."""
     args = parse()
     parts, samplings = args.part.split(","), args.sampling.split(",")
-    if unknown := [*set(parts) - set(PARTS), *set(samplings) - set(SAMPLINGS)]:
-        raise SystemExit(f"nothing is called {unknown[0]}; choose of {', '.join(PARTS)}")
-    plan = make_plan(
-        describe_directory(args.model),
-        read_machine(),
-        engine="mlx",
-        context_tokens=CONTEXT_TOKENS,
-        max_sequences=NUM_SEQUENCES,
-    )
+    plan = plan_of(args.model)
     rng = random.Random(1)
     prompts = [
         tuple(rng.randrange(plan.model.vocab_size - 2) for _ in range(length))

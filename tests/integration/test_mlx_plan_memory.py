@@ -86,3 +86,30 @@ def test_active_memory_is_what_was_planned(case: str, tmp_path: Path) -> None:
     planned_bytes = plan.memory.weights_bytes + plan.memory.kv_bytes
     assert active_bytes == pytest.approx(planned_bytes, rel=TOLERANCE)
     assert peak_bytes <= planned_bytes + freed_arrays_limit_bytes(plan.memory.compute_bytes)
+
+
+def test_windows_that_a_prompt_moves_are_granted(tmp_path: Path) -> None:
+    """Pieces that move eleven layers' windows at once peak within what the plan grants for it."""
+    require_engine("mlx")
+    import mlx.core as mx
+
+    sizes = WIDE_KV | {"num_hidden_layers": 12, "sliding_window": 128, "sliding_window_pattern": 12}
+    model_dir = make_model_dir(tmp_path / "model", "gemma3_text", dtype="float32", **sizes)
+    plan = make_plan(
+        describe_directory(model_dir), MACHINE, engine="mlx", context_tokens=1024, max_sequences=1
+    )
+    gc.collect()
+    mx.synchronize()
+    before_bytes = mx.get_active_memory()
+    engine = factory.create("mlx")
+    engine.load(plan)
+    try:
+        mx.reset_peak_memory()
+        seq_id = engine.open(GREEDY, max_tokens=1024)
+        for _ in range(2):
+            engine.step(StepPlan([Feed(seq_id, range(5, 505), False)]))
+        peak_bytes = mx.get_peak_memory() - before_bytes
+    finally:
+        engine.shutdown()
+    planned_bytes = plan.memory.weights_bytes + plan.memory.kv_bytes
+    assert peak_bytes <= planned_bytes + freed_arrays_limit_bytes(plan.memory.compute_bytes)

@@ -335,5 +335,7 @@ def _notes(report: StandinReport) -> list[str]:
             "full one: filling it would have taken too long"
         )
     if report.forecast_source:
-        notes.append(f"forecast by: {report.forecast_source}")
+        is_forecast = report.forecast_decode_tok_s is not None
+        start = "forecast by" if is_forecast else "no forecast"
+        notes.append(f"{start}: {report.forecast_source}")
     return notes

@@ -75,7 +75,7 @@ def kept_as_f16(spec: ModelSpec, *, kv_tokens: int, max_sequences: int, kv_type:
     """What of a quantised cache stays as it is, as the end of a reason; nothing where all shrinks.
 
     Returns:
-        '' or '; 38 % of its bytes stay f16, ...'.
+        '' or '; 38 % of its bytes stay unquantised: ...'.
     """
     if kv_type == "f16":
         return ""

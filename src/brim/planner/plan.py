@@ -236,7 +236,8 @@ def _pool(
     Grows with either and never shrinks, so that asking for more never costs less.  `terms` gives
     the bytes of the model by its number of cells, and of sequences where others are meant.
     """
-    sharing = min(max_sequences * SHARED_TOKENS_PER_SEQUENCE, MAX_POOL_WINDOWS * context)
+    each = min(SHARED_TOKENS_PER_SEQUENCE, context)  # no sequence fills more than its window
+    sharing = min(max_sequences * each, MAX_POOL_WINDOWS * context)
     window, most = pad_kv_tokens(context), _most_shared_cells(machine, terms)
     shared = pad_kv_tokens(max(context, min(sharing, most)))
     if shared == window:
@@ -256,7 +257,7 @@ def _pool(
             f"what 1/{MAX_POOL_OF_RAM} of RAM holds, for {max_sequences} sequences that share it"
         )
     return shared, (
-        f"{SHARED_TOKENS_PER_SEQUENCE} tokens for each of {max_sequences} sequences, at most "
+        f"{each} tokens for each of {max_sequences} sequences, at most "
         f"{MAX_POOL_WINDOWS} windows; all share them, so that one may fill its window"
     )
 

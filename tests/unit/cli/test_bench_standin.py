@@ -69,6 +69,18 @@ def test_the_table_says_what_was_measured_forecast_and_scaled() -> None:
 
 
 @pytest.mark.usefixtures("trials")
+def test_where_nothing_is_forecast_the_reason_stands_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reason for silence is not taken for the source of a figure."""
+    silent = Forecast(reasons={"speed": "nobody knows"})
+    monkeypatch.setattr("brim.cli.bench_standin._forecast", lambda trial, machine: silent)
+    result = RUNNER.invoke(bench.app, ["standin", "demo"])
+    assert result.exit_code == 0, result.output
+    assert "no forecast: nobody knows" in result.stdout
+
+
+@pytest.mark.usefixtures("trials")
 def test_a_whole_model_has_no_word_of_scaling() -> None:
     """Nothing was worked out."""
     result = RUNNER.invoke(bench.app, ["standin", "demo"])

@@ -9,8 +9,10 @@ from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
 from brim.errors import ConfigError
 from brim.machine.chips import named_machine
-from brim.planner.engine_choice import choose_engine
+from brim.planner.engine_choice import FASTER, choose_engine
 from brim.planner.fit import Room
+from brim.planner.forecast import forecast_plan
+from brim.planner.plan import make_plan
 
 GIB = 2**30
 BOTH = frozenset({"llamacpp", "mlx"})
@@ -90,3 +92,18 @@ def test_a_large_difference_in_speed_decides(llama_1b: ModelSpec) -> None:
     for costs in (worse, {"mlx": 2.8}, None):
         kept = choose_engine(slow, machine, available=BOTH, perplexity_increase_percent=costs)
         assert kept.engine == "mlx"
+
+
+def test_a_small_difference_in_speed_decides_nothing(llama_1b: ModelSpec) -> None:
+    """A form forecast a few percent faster leaves the default: no forecast is that good."""
+    machine = named_machine("M4:10:16")
+    near = forms_of(llama_1b, weights_bytes=880_000_000, active_bytes=880_000_000)
+    tok_s = {}
+    for name, spec in near.items():
+        speed = forecast_plan(make_plan(spec, machine, engine=name), machine).speed
+        assert speed is not None
+        tok_s[name] = speed.decode_tok_s.expected
+    assert 1.0 < tok_s["llamacpp"] / tok_s["mlx"] < FASTER
+    equal = {"llamacpp": 2.8, "mlx": 2.8}
+    choice = choose_engine(near, machine, available=BOTH, perplexity_increase_percent=equal)
+    assert choice.engine == "mlx"

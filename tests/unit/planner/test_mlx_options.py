@@ -159,3 +159,22 @@ def test_compute_is_one_evaluation_and_the_cache_of_its_arrays(
     assert cpu.compute_bytes == 2 * (4 * rows + logits + 80 * 2**20)
     assert gpu.mapped_bytes == 0
     assert gpu.load_peak_bytes == gpu.total_bytes
+
+
+def test_windows_that_move_are_there_twice(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
+    """A prompt longer than a window's buffer moves all windows at once, and a shorter one none."""
+    full = KvLayer(key_width=512, value_width=512)
+    window = msgspec.structs.replace(full, window_tokens=1024)
+    plain, windowed = (
+        msgspec.structs.replace(llama_1b, kv_layers=layers * 8)
+        for layers in ((full, full), (window, full))
+    )
+
+    def added_bytes(context: int) -> int:
+        without, with_windows = (
+            planned(spec, laptop, context_tokens=context).memory for spec in (plain, windowed)
+        )
+        return with_windows.compute_bytes - without.compute_bytes
+
+    assert added_bytes(1280) == 0
+    assert added_bytes(1536) == 2 * 8 * 1280 * 2048
