@@ -143,8 +143,8 @@ def apply_penalties(logits: Logits, history: Sequence[int], params: SamplingPara
             values / np.float32(params.repeat_penalty),
             values * np.float32(params.repeat_penalty),
         )
-        # In doubles, where the two may cancel; held before they meet the logits, since infinity less
-        # infinity is no number.
+        # In doubles, where the two may cancel; held before they meet the logits, since infinity
+        # less infinity is no number.
         minus = counts * params.frequency_penalty + params.presence_penalty
         values = _held(values) - _held(minus).astype(np.float32)
     penalised[tokens] = held_finite(values, logits[tokens])
