@@ -222,6 +222,8 @@ def main() -> None:
         shape = replace(shape, vocab_size=args.vocab)
     if args.params:
         shape = shape.scaled_to(args.params)
+    if args.out is None and (args.params or args.vocab):
+        raise SystemExit("a stand-in of another size needs a name of its own; give OUT")
     out = args.out or (mlx_path(args.dir, args.quant) if is_mlx else default_path(args.dir))
     if args.force or not out.exists():
         print(f"{shape.parameters / 1e9:.3f} B parameters", file=sys.stderr)

@@ -42,6 +42,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     num_batch_threads: int
     flash_attention: bool
     repack_weights: bool
+    wire_weights: bool
     environment: dict[str, str]
     decode_tok_s: SpeedRange | None
     full_decode_tok_s: SpeedRange | None
@@ -115,6 +116,7 @@ def model_report(plan: Plan, forecast: Forecast, role: str) -> ModelReport:
         num_batch_threads=plan.num_batch_threads,
         flash_attention=plan.flash_attention,
         repack_weights=plan.repack_weights,
+        wire_weights=plan.wire_weights,
         environment=plan.environment,
         decode_tok_s=speed.decode_tok_s if speed else None,
         full_decode_tok_s=forecast.full_decode_tok_s,
@@ -262,6 +264,7 @@ def _choice_rows(model: ModelReport) -> list[tuple[str, str, str]]:
     why = model.reasons
     environment = " ".join(f"{name}={value}" for name, value in model.environment.items())
     flash, repack = model.flash_attention, model.repack_weights
+    wired = "on" if model.wire_weights else "off"
     return [
         ("engine", model.engine, why.get("engine", "")),
         ("KV type", model.kv_type, why.get("kv_type", "")),
@@ -277,5 +280,6 @@ def _choice_rows(model: ModelReport) -> list[tuple[str, str, str]]:
         ("environment", environment or "-", why.get("environment", "")),
         ("flash attention", "on" if flash else "off", why.get("flash_attention", "")),
         ("repacking", "on" if repack else "off", why.get("repack_weights", "")),
+        *([("wiring", wired, why["wire_weights"])] if "wire_weights" in why else []),
         ("speed from", model.forecast_source or "-", why.get("speed", "")),
     ]

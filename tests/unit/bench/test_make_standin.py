@@ -122,6 +122,16 @@ def test_a_quant_of_mlx_gives_a_directory(
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("size", [["--params", "3e8"], ["--vocab", "9000"]])
+def test_another_size_is_not_kept_under_the_usual_name(
+    standin: ModuleType, monkeypatch: pytest.MonkeyPatch, size: list[str]
+) -> None:
+    """Later benches would take it for the stand-in that they know."""
+    monkeypatch.setattr(sys, "argv", ["make_standin.py", *size])
+    with pytest.raises(SystemExit, match="give OUT"):
+        standin.main()
+
+
 def test_the_stand_in_for_mlx_has_over_100_m_parameters(standin: ModuleType) -> None:
     """Smaller ones measure Python."""
     assert 1.0e8 < standin.LLAMA_113M.parameters < 1.2e8

@@ -214,3 +214,15 @@ def test_a_draft_takes_the_engine_of_its_target(
     command = (str(pair[0]), "--draft", str(pair[1]), "--machine", "m4-16", "--no-check")
     _, plan = planned(capsys, *command)
     assert [model["engine"] for model in plan["models"]] == ["llamacpp", "llamacpp"]
+
+
+def test_wiring_is_said_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """One model for one sequence that fills most of a GPU's share is wired; a small one is not."""
+    code, report = planned(capsys, "llama-3.3-70b:4bit", "--machine", "m4-max-64", "--ctx", "2048")
+    assert code == 0
+    assert report["models"][0]["wire_weights"]
+    assert "over 60 %" in report["models"][0]["reasons"]["wire_weights"]
+    _, small = planned(capsys, str(PYSTD_1M), "--machine", "m4-16")
+    assert not small["models"][0]["wire_weights"]
+    main(["plan", str(PYSTD_1M), "--machine", "m4-16"])
+    assert "wiring" in capsys.readouterr().out
