@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -270,5 +271,5 @@ def test_run_answers_from_a_directory(tmp_path: Path) -> None:
     assert len(answered.stdout) > 3
     assert "pystd-1m (mlx): " in answered.stderr
     assert refused.returncode == 1
-    assert f"brim convert {PYSTD_1M} pystd-1m.gguf" in refused.stderr
+    assert f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf" in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """Which engine and form are taken, and what is said where a wish cannot be met."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_a_form_that_does_not_fit_gives_way_to_one_that_does() -> None:
     [
         (GGUF, "mlx", "in GGUF form, which the mlx engine does not load: leave --engine out, or"),
         (GGUF, "mlx", "hf:mlx-community"),
-        (CHECKPOINT, "llamacpp", f"brim convert {PYSTD_1M} pystd-1m.gguf"),
+        (CHECKPOINT, "llamacpp", f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf"),
         (TOY, "mlx", "leave --engine out"),
         (GGUF, "toy", "leave --engine out"),
         (GGUF, "vllm", "no engine named 'vllm'; choose one of llamacpp, mlx, toy"),
@@ -94,7 +95,7 @@ def test_an_engine_that_is_not_installed(installed: pytest.MonkeyPatch, wish: st
     install(installed, "llamacpp", "toy")
     message = refused(CHECKPOINT, LINUX, wish)
     assert "pip install 'brim[mlx]'" in message
-    assert message.endswith(f"brim convert {PYSTD_1M} pystd-1m.gguf")
+    assert message.endswith(f"brim convert {shlex.quote(str(PYSTD_1M))} pystd-1m.gguf")
 
 
 @pytest.mark.parametrize(
