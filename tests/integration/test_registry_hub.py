@@ -1,6 +1,5 @@
 """Downloads from a hub that runs here: a real HTTP server with real bytes, on 127.0.0.1."""
 
-import json
 import os
 import pty
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import safetensors.numpy
 from huggingface_hub import constants
+from support.checkpoints import PART_TWO, in_two_parts
 from support.hub_server import COMMIT, DEMO, FakeHub, running_hub
 from support.models import PYSTD_1M
 
@@ -278,24 +277,6 @@ class TestRefusals:
 
 
 PYSTD = {path.name: path.read_bytes() for path in PYSTD_1M.iterdir() if path.is_file()}
-
-
-PART_ONE, PART_TWO = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-
-
-def in_two_parts(files: dict[str, bytes]) -> dict[str, bytes]:
-    """A checkpoint's files with its weights in two parts and their index."""
-    arrays = safetensors.numpy.load(files["model.safetensors"])
-    names = sorted(arrays)
-    parts = {PART_ONE: names[::2], PART_TWO: names[1::2]}
-    weight_map = {name: part for part, inside in parts.items() for name in inside}
-    saved = {
-        part: safetensors.numpy.save({name: arrays[name] for name in inside})
-        for part, inside in parts.items()
-    }
-    index = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
-    rest = {name: data for name, data in files.items() if name != "model.safetensors"}
-    return {**rest, **index, **saved}
 
 
 def large(megabytes: int) -> bytes:

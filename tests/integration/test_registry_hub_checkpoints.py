@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import safetensors.numpy
 from huggingface_hub import constants
+from support.checkpoints import PART_ONE, PART_TWO, in_two_parts
 from support.hub_server import COMMIT, DEMO, FakeHub, running_hub
 from support.models import PYSTD_1M
 
@@ -25,7 +25,6 @@ BESIDE = {
     "consolidated.safetensors": b"another layout",
     "onnx/model.onnx": b"another format",
 }
-PART_ONE, PART_TWO = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
 
 
 @pytest.fixture
@@ -40,21 +39,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def hub(server: FakeHub, tmp_path: Path) -> Hub:
     return Hub(endpoint=server.endpoint, cache_dir=tmp_path / "cache")
-
-
-def in_two_parts() -> dict[str, bytes]:
-    """The 1 M model's files with its weights in two parts and their index."""
-    arrays = safetensors.numpy.load(PYSTD["model.safetensors"])
-    names = sorted(arrays)
-    parts = {PART_ONE: names[::2], PART_TWO: names[1::2]}
-    weight_map = {name: part for part, inside in parts.items() for name in inside}
-    saved = {
-        part: safetensors.numpy.save({name: arrays[name] for name in inside})
-        for part, inside in parts.items()
-    }
-    index = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
-    rest = {name: data for name, data in PYSTD.items() if name != "model.safetensors"}
-    return {**rest, **index, **saved}
 
 
 def snapshot(hub: Hub) -> Path:
@@ -93,7 +77,7 @@ def test_a_second_time_nothing_is_transferred(server: FakeHub, hub: Hub) -> None
 
 def test_parts_come_by_their_index(server: FakeHub, hub: Hub) -> None:
     """All parts that the index names are brought, and no other weights."""
-    server.files = server.published = {**in_two_parts(), **BESIDE}
+    server.files = server.published = {**in_two_parts(PYSTD), **BESIDE}
     spec = resolve("hf:org/demo", hub=hub)
     assert [Path(path).name for path in spec.paths] == [PART_ONE, PART_TWO]
     assert spec.weights_bytes == resolve(str(PYSTD_1M)).weights_bytes
@@ -104,7 +88,7 @@ def test_parts_come_by_their_index(server: FakeHub, hub: Hub) -> None:
 def test_an_index_does_not_reach_elsewhere(server: FakeHub, hub: Hub, part: str) -> None:
     """A part that is not a file beside its index is refused before it is asked for."""
     index = json.dumps({"weight_map": {"x": part}}).encode()
-    files = {**in_two_parts(), "model.safetensors.index.json": index}
+    files = {**in_two_parts(PYSTD), "model.safetensors.index.json": index}
     server.files = server.published = files
     assert "not a file beside it" in refused(hub, ModelFileError)
     assert not [path for _, path, _ in server.requests if "evil" in path or "passwd" in path]
@@ -112,7 +96,7 @@ def test_an_index_does_not_reach_elsewhere(server: FakeHub, hub: Hub, part: str)
 
 def test_a_part_that_the_repository_lacks(server: FakeHub, hub: Hub) -> None:
     """A missing part is named before gigabytes of the others are brought."""
-    files = {name: data for name, data in in_two_parts().items() if name != PART_TWO}
+    files = {name: data for name, data in in_two_parts(PYSTD).items() if name != PART_TWO}
     server.files = server.published = files
     assert f"hf:org/demo lacks {PART_TWO}" in refused(hub, ModelFileError)
     assert not (snapshot(hub) / PART_ONE).exists()
@@ -145,7 +129,7 @@ def test_a_full_disk_is_said_before_the_first_byte(
     server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sum of all parts is compared with the room, not one part after the other."""
-    server.files = server.published = in_two_parts()
+    server.files = server.published = in_two_parts(PYSTD)
     parts = sum(len(server.files[part]) for part in (PART_ONE, PART_TWO))
     free = shutil.disk_usage(hub.cache_dir.parent).free
     monkeypatch.setattr(hub_transfer, "KEPT_FREE_BYTES", free - parts * 3 // 4)
@@ -237,7 +221,7 @@ class TestOffline:
         self, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Without a hub an incomplete checkpoint names the part that is missing, and the way on."""
-        server.files = server.published = in_two_parts()
+        server.files = server.published = in_two_parts(PYSTD)
         resolve("hf:org/demo", hub=hub)
         (snapshot(hub) / PART_TWO).unlink()
         (problem,) = [model.problem for model in list_local(hub)[1:]]

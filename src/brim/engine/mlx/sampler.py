@@ -18,8 +18,7 @@ import numpy as np
 from brim.core.sampling import SamplingParams
 from brim.core.step import Sampled
 from brim.engine import numpy_sampler as host
-from brim.engine.dry import NO_BREAKERS
-from brim.engine.dry import DryBreakers as DryBreakers
+from brim.engine.dry import NO_BREAKERS, DryBreakers
 from brim.engine.mlx import adjustments, candidates
 from brim.errors import EngineError
 
