@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self, TypeVar
 
 import msgspec
 import psutil
@@ -26,6 +27,8 @@ from brim.cli.planning import plan_model
 from brim.config.tree import Settings
 from brim.core.plan import Plan
 from brim.machine.reading import read_machine
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 # Being told to stop must stop the children too: as an exception, so that every `finally` runs.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -144,18 +147,30 @@ def free_port() -> int:
         return port
 
 
-class BareLoop:
-    """bare_loop.py as a child process; use it as a context manager."""
+class Child:
+    """A script beside this one as a child process; use it as a context manager.
 
-    def __init__(self, plan: Plan, environment: Mapping[str, str]) -> None:
+    It reads a JSON value a line, first the plan and then orders, and answers each order by a line.
+
+    Args:
+        name: Of whom is said that it ended.
+        command: The script's file name and its arguments.
+        plan: How it loads the model.
+        environment: All that it sees.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], plan: Plan, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._command = command
         self._plan = plan
-        # Only what the plan sets may steer the threads, as in a worker.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "GGML_"))}
-        self._environment = kept | dict(environment)
+        self._environment = environment
 
-    def __enter__(self) -> "BareLoop":
+    def __enter__(self) -> Self:
+        script, *arguments = self._command
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "bare_loop.py")],
+            [sys.executable, str(Path(__file__).parent / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
@@ -167,21 +182,34 @@ class BareLoop:
         self._process.kill()
         self._process.communicate()
 
-    def run(self, order: Order) -> Ran:
+    def _ask(self, order: msgspec.Struct, answer: type[Answer]) -> Answer:
         """Have one order done."""
         self._send(order)
         stdout = self._process.stdout
         assert stdout is not None
         line = stdout.readline()
         if not line:
-            raise SystemExit("the bare loop ended; its message is above")
-        return msgspec.json.decode(line, type=Ran)
+            raise SystemExit(f"{self.name} ended; its message is above")
+        return msgspec.json.decode(line, type=answer)
 
-    def _send(self, value: Plan | Order) -> None:
+    def _send(self, value: msgspec.Struct) -> None:
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write(msgspec.json.encode(value) + b"\n")
         stdin.flush()
+
+
+class BareLoop(Child):
+    """bare_loop.py as a child process."""
+
+    def __init__(self, plan: Plan, environment: Mapping[str, str]) -> None:
+        # Only what the plan sets may steer the threads, as in a worker.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "GGML_"))}
+        super().__init__("the bare loop", ["bare_loop.py"], plan, kept | dict(environment))
+
+    def run(self, order: Order) -> Ran:
+        """Have one order done."""
+        return self._ask(order, Ran)
 
 
 _SPIN = """

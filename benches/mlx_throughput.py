@@ -18,14 +18,11 @@ import asyncio
 import itertools
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-from harness import brim_serve, describe_machine, serving, show
+from harness import Child, brim_serve, describe_machine, serving, show
 from make_standin import mlx_path
 from mlx_child import Order, Ran
 
@@ -76,48 +73,22 @@ def longest_gap(ran: Ran) -> float:
     return max([times[0] - ran.late_s, *(b - a for a, b in itertools.pairwise(times))])
 
 
-class Child:
-    """One side; a context manager that ends it."""
+class Side(Child):
+    """One side, mlx_child.py as a child process."""
 
     def __init__(self, name: str, plan: Plan) -> None:
-        self.name = name
-        self._plan = plan
-
-    def __enter__(self) -> "Child":
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "mlx_child.py"), self.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=worker_environment(self._plan, os.environ),
-        )
-        self._send(self._plan)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        environment = worker_environment(plan, os.environ)
+        super().__init__(f"the {name} side", ["mlx_child.py", name], plan, environment)
 
     def run(self, order: Order) -> Ran:
         """Have one order done."""
-        self._send(order)
-        stdout = self._process.stdout
-        assert stdout is not None
-        line = stdout.readline()
-        if not line:
-            raise SystemExit(f"the {self.name} side ended; its message is above")
-        return msgspec.json.decode(line, type=Ran)
-
-    def _send(self, value: Plan | Order) -> None:
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(msgspec.json.encode(value) + b"\n")
-        stdin.flush()
+        return self._ask(order, Ran)
 
 
 class Pairs:
     """Runs orders on both sides, turn by turn."""
 
-    def __init__(self, ours: Child, theirs: Child, number: int) -> None:
+    def __init__(self, ours: Side, theirs: Side, number: int) -> None:
         self._sides = (ours, theirs)
         self._number = number
 
@@ -294,7 +265,7 @@ def main() -> None:
     long_prompt = tuple(rng.randrange(plan.model.vocab_size - 2) for _ in range(args.long))
     parameters = plan.model.num_parameters / 1e6
     print(f"mlx throughput, {plan.model.name}, {parameters:.0f} M, {describe_machine()}")
-    with Child("brim", plan) as ours, Child("mlx-lm", plan) as theirs:
+    with Side("brim", plan) as ours, Side("mlx-lm", plan) as theirs:
         warm = Order(prompts=(prompts[0],), num_tokens=2)
         for side in (ours, theirs):
             side.run(warm)  # not counted: loads, and compiles what is compiled
