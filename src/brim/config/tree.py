@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from brim.core.plan import Objective
+from brim.core.request import OverflowPolicy
 
 MAX_SETTING_S = 86_400
 """A day: longer waits are mistakes, and infinity cannot be written as JSON."""
@@ -91,6 +92,23 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Objective,
         Meta(description="What a plan favours where one thing costs another."),
     ] = Objective.DECODE
+    overflow: Annotated[
+        OverflowPolicy,
+        Meta(
+            description="What becomes of a conversation that outgrows the window where the "
+            "request does not say: reject, trim (drop the oldest turns), shift (drop the oldest "
+            "tokens), summarize."
+        ),
+    ] = OverflowPolicy.REJECT
+    stall_target_s: Annotated[
+        float,
+        Meta(
+            ge=0.02,
+            le=60,
+            description="Longest pause of a running answer, in seconds, while another prompt is "
+            "read: prompts are read in pieces of about this long.",
+        ),
+    ] = 0.3
     allow_force: Annotated[
         bool,
         Meta(
@@ -125,9 +143,44 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 3
 
 
+GIB = 1024**3
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prefixes of prompts whose KV is kept on disk, so that they are not computed again."""
+
+    enabled: Annotated[
+        bool,
+        Meta(description="Whether KV of prompts is kept on disk; in memory it is reused anyway."),
+    ] = True
+    directory: Annotated[
+        str, Meta(description="Where; brim's own cache directory where empty.")
+    ] = ""
+    budget_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes of all entries of all models; 0 keeps none.")
+    ] = 16 * GIB
+    daily_write_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes written in a day, for the SSD's sake.")
+    ] = 64 * GIB
+    free_disk_floor_bytes: Annotated[
+        int,
+        Meta(ge=0, description="Bytes that stay free on the disk; entries are removed before."),
+    ] = 10 * GIB
+    max_inflight_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, description="Most bytes on their way to the disk, which memory holds meanwhile."
+        ),
+    ] = GIB // 4
+    min_tokens: Annotated[
+        int, Meta(ge=1, description="Shortest prefix that is kept on disk, in tokens.")
+    ] = 128
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree; immutable, passed down by value."""
 
     server: ServerSettings = ServerSettings()
     models: ModelSettings = ModelSettings()
     worker: WorkerSettings = WorkerSettings()
+    cache: CacheSettings = CacheSettings()

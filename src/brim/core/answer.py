@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from brim.core.cache import CacheReport
+from brim.core.request import OverflowPolicy
 from brim.errors import BrimError, all_error_classes
 
 
@@ -27,6 +29,30 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """(token id, bytes, logprob), likeliest first."""
 
 
+class RemovedTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of the request that the model did not get to see."""
+
+    index: int
+    """Its place in the request's messages, from 0."""
+    role: str
+    num_tokens: int
+    """That the prompt lost with it."""
+
+
+class OverflowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to a conversation that outgrew the window."""
+
+    policy: OverflowPolicy
+    num_tokens_before: int
+    """Prompt tokens as the client sent them."""
+    num_tokens_after: int
+    num_removed_tokens: int
+    """Before, less after, plus those of a summary."""
+    num_summary_tokens: int = 0
+    removed_turns: tuple[RemovedTurn, ...] = ()
+    """Oldest first; empty where tokens were cut regardless of turns."""
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Where a choice's time went, in seconds, and how many tokens it was."""
 
@@ -38,6 +64,11 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens whose KV was already there (forked from another choice or restored)."""
     num_completion_tokens: int
     seed: int | None = None
+    cache: CacheReport = CacheReport()
+    num_ahead: int = 0
+    """Requests of the same model that stood before it in the queue when it arrived."""
+    num_shifted_tokens: int = 0
+    """Tokens that left the window while the answer grew (policy `shift`)."""
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,10 +1,32 @@
 """What a client asks for, after validation and before any tokens exist."""
 
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 
 from brim.core.sampling import SamplingParams
+
+
+class Priority(StrEnum):
+    """Who goes first where not everything can be done at once."""
+
+    INTERACTIVE = "interactive"
+    """Someone waits for the answer."""
+    BACKGROUND = "background"
+
+
+class OverflowPolicy(StrEnum):
+    """What becomes of a conversation that outgrows the window."""
+
+    REJECT = "reject"
+    """It is refused, with the numbers."""
+    TRIM = "trim"
+    """The oldest turns are left out; the system prompt and the newest stay."""
+    SHIFT = "shift"
+    """The first tokens stay and the oldest behind them go, also while the answer grows."""
+    SUMMARIZE = "summarize"
+    """The oldest turns are replaced by a summary that the model writes."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +54,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     template_variables: dict[str, Any] = {}
     """Extra variables for the chat template, as in `chat_template_kwargs`."""
+    priority: Priority = Priority.INTERACTIVE
+    overflow: OverflowPolicy = OverflowPolicy.REJECT
+    cache_namespace: str = ""
+    """Whose KV it may reuse and whose it becomes: requests of one namespace share prefixes."""
+    use_cache: bool = True
+    """False: read the whole prompt, and keep nothing of it."""
     force: bool = False
     """Load its model although it does not fit, and run although other programs hold memory that it
     may need; never beyond the KV pool."""

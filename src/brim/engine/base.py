@@ -9,6 +9,7 @@ One thread owns an engine: no method but `request_abort` may be called from anot
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,10 @@ from brim.core.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+Allocate = Callable[[int], memoryview]
+"""Makes room for an exported block: called once with its size in bytes, gives a writable view."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +43,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """A fork takes no cells of the pool until it is fed; False where it is a copy."""
     batches_sequences: bool
     """One pass over the weights serves all sequences of a step; False where each takes its own."""
+    can_export_range: bool
+    """`export_kv` takes any part of a sequence, and `import_kv` appends it; False where only whole
+    sequences can be kept, and only empty ones filled."""
+    can_shift: bool
+    """`shift` drops tokens from the middle."""
     can_resize_kv: bool
     maps_weights: bool
     """Weights are file pages, not anonymous memory."""
@@ -129,25 +139,76 @@ class Engine(ABC):
             EngineError: The sequence is shorter, or the state cannot be cut there.
         """
 
-    @abstractmethod
-    def export_kv(self, seq_id: int) -> memoryview:
-        """The sequence's tokens and state as one self-describing block with a checksum.
+    def move(self, source: int, target: int) -> None:
+        """Hand everything that `source` holds to the empty `target`, and close `source`.
 
-        The block lives in a mapped temporary file, so that where that lies on a disk (and not in a
-        tmpfs) the kernel may write it out and drop its pages.  Release the view to free it.
+        What a caller does that goes on with a sequence under other sampling parameters: where a
+        fork is a copy, this is none.
 
         Raises:
+            EngineError: The target is not empty.
+        """
+        self.fork(source, target, self.num_tokens(source))
+        self.close(source)
+
+    @abstractmethod
+    def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
+        """Drop tokens behind the first `num_kept`, and move those behind them up.
+
+        An approximation that users choose: the later tokens were computed in sight of those that
+        are gone.  The sequence is no prefix of anything afterwards.
+
+        Raises:
+            EngineError: The sequence is shorter than the two, or cannot be shifted.
+        """
+
+    @property
+    @abstractmethod
+    def kv_identity(self) -> str:
+        """What a block of KV is of: model, backend and its version, KV types.
+
+        Blocks can be imported by an engine of equal identity alone.
+        """
+
+    @abstractmethod
+    def export_kv(
+        self,
+        seq_id: int,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        allocate: Allocate | None = None,
+    ) -> memoryview:
+        """Tokens `start` to `end` of a sequence and their state as one block with a checksum.
+
+        The block is self-describing: it holds the identity, its place and its tokens.
+
+        Args:
+            seq_id: The sequence.
+            start: First token; other than 0 only where `can_export_range`.
+            end: Behind the last token; the sequence's end where None, as it must be elsewhere.
+            allocate: Where the block goes.  None: a mapped temporary file, so that where that lies
+                on a disk (and not in a tmpfs) the kernel may write it out and drop its pages;
+                release the view to free it.
+
+        Raises:
+            EngineError: The part is empty, not the sequence's, or no such part can be exported.
             StoreError: There is no room for the file.
+            Busy: The backend needs a free sequence for it and all are open.
         """
 
     @abstractmethod
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
-        """Fill the empty sequence from a block that `export_kv` made with the same model and types.
+        """Append a block that `export_kv` made with the same identity to a sequence.
+
+        The sequence must hold exactly as many tokens as stand before the block; that they are the
+        same ones is the caller's to know.
 
         Raises:
-            StoreError: The block is damaged or belongs to another model, version or KV type;
-                the sequence is left empty.
-            DoesNotFit: The pool has too few free cells.
+            StoreError: The block is damaged, of another identity, or of another place; the
+                sequence is as it was.
+            DoesNotFit: The pool has too few free cells, or the window is too short.
+            Busy: The backend needs a free sequence for it and all are open.
         """
 
     @abstractmethod

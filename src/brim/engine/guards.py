@@ -90,6 +90,40 @@ def check_whole(num_source: int, num_tokens: int, owner: str) -> None:
         raise EngineError(f"{owner} can only be forked whole")
 
 
+def check_range(length: int, start: int, end: int | None) -> int:
+    """The end of the part of a sequence that is asked for.
+
+    Raises:
+        EngineError: The part is empty, or not the sequence's.
+    """
+    end = length if end is None else end
+    if not 0 <= start < end <= length:
+        raise EngineError(f"tokens {start} to {end} of a sequence that has {length}")
+    return end
+
+
+def check_whole_range(length: int, start: int, end: int, owner: str) -> None:
+    """Refuse a part where only whole sequences can be kept.
+
+    Raises:
+        EngineError: It is a part.
+    """
+    if start != 0 or end != length:
+        raise EngineError(f"{owner} is kept whole, not from {start} to {end} of {length}")
+
+
+def check_shift(length: int, num_kept: int, num_dropped: int) -> None:
+    """Refuse to drop what is not there.
+
+    Raises:
+        EngineError: The sequence is shorter than what is kept and dropped.
+    """
+    if num_kept < 0 or num_dropped < 1 or num_kept + num_dropped > length:
+        raise EngineError(
+            f"cannot drop {num_dropped} tokens behind {num_kept} of a sequence that has {length}"
+        )
+
+
 def check_truncate(num_held: int, num_tokens: int) -> None:
     """A sequence can only be made shorter."""
     if not 0 <= num_tokens <= num_held:

@@ -1,4 +1,4 @@
-"""One exported sequence as a self-describing block: header, tokens, the backend's state, checksum.
+"""Part of a sequence as a self-describing block: header, tokens, the backend's state, checksum.
 
 Layout, little-endian:
 
@@ -7,9 +7,10 @@ Layout, little-endian:
     4       4      u32 format version
     8       4      u32 length of the identity
     12      4      u32 number of tokens
-    16      8      u64 length of the state
-    24      16     xxh3-128 of everything after this field
-    40      ...    identity (UTF-8: model fingerprint, backend version, KV types)
+    16      8      u64 tokens of the sequence that stand before these
+    24      8      u64 length of the state
+    32      16     xxh3-128 of everything after this field
+    48      ...    identity (UTF-8: model fingerprint, backend version, KV types)
     ...     4 n    tokens, i32 each
     ...     ...    state, as the backend wrote it
 
@@ -23,27 +24,46 @@ import struct
 import tempfile
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import xxhash
 
-from brim.errors import StoreError
+from brim.engine.base import Allocate
+from brim.errors import DoesNotFit, StoreError
 
 MAGIC = b"BRKV"
-VERSION = 1
-_HEADER = struct.Struct("<4sIIIQ16s")
+VERSION = 2
+_HEADER = struct.Struct("<4sIIIQQ16s")
 _CHECKED_FROM = _HEADER.size
 
 
+class Block(msgspec.Struct, frozen=True):
+    """A block that was read and found whole."""
+
+    start: int
+    """Tokens of the sequence that stand before it."""
+    tokens: list[int]
+    state: memoryview
+
+
 def write(
-    identity: str, tokens: Sequence[int], state_bytes: int, fill: Callable[[int, int], int]
+    identity: str,
+    tokens: Sequence[int],
+    state_bytes: int,
+    fill: Callable[[int, int], int],
+    *,
+    start: int = 0,
+    allocate: Allocate | None = None,
 ) -> memoryview:
-    """A block in a mapped temporary file, which vanishes when the view is released.
+    """A block, in a mapped temporary file that vanishes when the view is released.
 
     Args:
         identity: Compared on import.
-        tokens: What the sequence holds.
+        tokens: Those of the block.
         state_bytes: Size of the state.
         fill: Called with (address, size); writes the state there and returns the bytes written.
+        start: Tokens of the sequence that stand before these.
+        allocate: Makes room elsewhere than in a temporary file.
 
     Raises:
         StoreError: The state came out shorter or longer than announced, or the disk is full.
@@ -51,29 +71,37 @@ def write(
     name = identity.encode()
     token_data = np.asarray(tokens, np.int32).tobytes()
     state_at = _HEADER.size + len(name) + len(token_data)
-    try:
-        with tempfile.TemporaryFile(prefix="brim-kv-") as file:
-            _allocate(file.fileno(), state_at + state_bytes)
-            block = mmap.mmap(file.fileno(), state_at + state_bytes)
-    except OSError as exc:
-        raise StoreError(
-            f"cannot write {state_bytes} bytes of KV to a temporary file: {exc}"
-        ) from exc
-    block[_HEADER.size : state_at] = name + token_data
-    address = np.frombuffer(block, np.uint8).ctypes.data + state_at
+    view = (allocate or _temporary)(state_at + state_bytes)
+    view[_HEADER.size : state_at] = name + token_data
+    address = np.frombuffer(view, np.uint8).ctypes.data + state_at
     written = fill(address, state_bytes)
     if written != state_bytes:
         raise StoreError(f"the backend exported {written} of {state_bytes} bytes of KV")
-    view = memoryview(block)
     checksum = xxhash.xxh3_128_digest(view[_CHECKED_FROM:])
-    block[: _HEADER.size] = _HEADER.pack(
-        MAGIC, VERSION, len(name), len(tokens), state_bytes, checksum
+    view[: _HEADER.size] = _HEADER.pack(
+        MAGIC, VERSION, len(name), len(tokens), start, state_bytes, checksum
     )
     return view
 
 
-def _allocate(descriptor: int, num_bytes: int) -> None:
-    """Give the file its blocks now: writing into a hole of a full disk is a SIGBUS."""
+def _temporary(num_bytes: int) -> memoryview:
+    """Room in a file without a name."""
+    try:
+        with tempfile.TemporaryFile(prefix="brim-kv-") as file:
+            reserve_blocks(file.fileno(), num_bytes)
+            return memoryview(mmap.mmap(file.fileno(), num_bytes))
+    except OSError as exc:
+        raise StoreError(
+            f"cannot write {num_bytes} bytes of KV to a temporary file: {exc}"
+        ) from exc
+
+
+def reserve_blocks(descriptor: int, num_bytes: int) -> None:
+    """Give a file its length and its blocks now: writing into a hole of a full disk is a SIGBUS.
+
+    Raises:
+        OSError: There is no room.
+    """
     os.truncate(descriptor, num_bytes)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, num_bytes)
@@ -83,8 +111,8 @@ def _allocate(descriptor: int, num_bytes: int) -> None:
         os.pwrite(descriptor, zeros[: num_bytes - start], start)
 
 
-def read(identity: str, block: bytes | memoryview) -> tuple[list[int], memoryview]:
-    """Tokens and state of a block.
+def read(identity: str, block: bytes | memoryview) -> Block:
+    """What a block holds.
 
     Raises:
         StoreError: Damaged, cut short, of another version, or of another model or KV type.
@@ -92,7 +120,8 @@ def read(identity: str, block: bytes | memoryview) -> tuple[list[int], memoryvie
     view = memoryview(block).cast("B")
     if len(view) < _HEADER.size:
         raise StoreError("a stored KV block is cut short")
-    magic, version, name_bytes, num_tokens, state_bytes, checksum = _HEADER.unpack_from(view)
+    header = _HEADER.unpack_from(view)
+    magic, version, name_bytes, num_tokens, start, state_bytes, checksum = header
     if magic != MAGIC or version != VERSION:
         raise StoreError(f"a stored KV block is not of format {VERSION}")
     tokens_at = _HEADER.size + name_bytes
@@ -105,4 +134,22 @@ def read(identity: str, block: bytes | memoryview) -> tuple[list[int], memoryvie
     if found != identity:
         raise StoreError(f"a stored KV block is of {found}, not of {identity}")
     tokens = np.frombuffer(view[tokens_at:state_at], np.int32).tolist()
-    return tokens, view[state_at:]
+    return Block(start, tokens, view[state_at:])
+
+
+def check_place(block: Block, num_tokens: int, context_tokens: int) -> None:
+    """Refuse a block that does not continue a sequence of `num_tokens`.
+
+    Raises:
+        StoreError: It belongs to another place.
+        DoesNotFit: The window ends before it does.
+    """
+    if block.start != num_tokens:
+        raise StoreError(
+            f"a stored KV block continues {block.start} tokens; the sequence has {num_tokens}"
+        )
+    if block.start + len(block.tokens) > context_tokens:
+        raise DoesNotFit(
+            f"a stored KV block ends at token {block.start + len(block.tokens)}; "
+            f"the context is {context_tokens}"
+        )

@@ -5,6 +5,7 @@ doubled or mixed up with another sequence's changes everything after it.  Its KV
 shared between forks as llama.cpp shares cells.
 """
 
+import ctypes
 import zlib
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan, StepResult
 from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as sampler
-from brim.engine.base import Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine
 from brim.engine.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from brim.engine.dry import DryBreakers
 from brim.errors import Busy, DoesNotFit
@@ -26,9 +27,8 @@ from brim.errors import Busy, DoesNotFit
 class Cell:
     """One token's state: the hash of everything up to it, and how many sequences hold it."""
 
-    def __init__(self, token: int, before: int) -> None:
-        self.token, self.num_holders = token, 1
-        self.state = zlib.crc32(token.to_bytes(2, "little"), before)
+    def __init__(self, token: int, state: int) -> None:
+        self.token, self.state, self.num_holders = token, state, 1
 
 
 class ToySequence:
@@ -65,6 +65,7 @@ class ToyEngine(Engine):
 
     capabilities = Capabilities(
         can_truncate=True, can_fork_prefix=True, forks_share_kv=True,
+        can_export_range=True, can_shift=True,
         batches_sequences=True, can_resize_kv=True, maps_weights=True,
         kv_types=frozenset({"f16"}), samplers=sampler.SAMPLERS, exact_profile=True,
     )  # fmt: skip
@@ -101,16 +102,43 @@ class ToyEngine(Engine):
         del sequence.cells[num_tokens:]
         sequence.rng = np.random.default_rng(sequence.sampling.seed)
 
-    def export_kv(self, seq_id: int) -> memoryview:
-        tokens = guards.known(self._sequences, seq_id).tokens
-        return kv_block.write("toy", tokens, 0, lambda _address, size: size)
+    def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
+        cells = guards.known(self._sequences, seq_id).cells
+        guards.check_shift(len(cells), num_kept, num_dropped)
+        self._drop(cells[num_kept : num_kept + num_dropped])
+        del cells[num_kept : num_kept + num_dropped]
+
+    kv_identity = "toy"
+
+    def export_kv(
+        self,
+        seq_id: int,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        allocate: Allocate | None = None,
+    ) -> memoryview:
+        cells = guards.known(self._sequences, seq_id).cells
+        cells = cells[start : guards.check_range(len(cells), start, end)]
+        states = np.array([cell.state for cell in cells], np.uint32)
+
+        def fill(address: int, size: int) -> int:
+            ctypes.memmove(address, states.ctypes.data, size)
+            return size
+
+        tokens = [cell.token for cell in cells]
+        return kv_block.write(
+            self.kv_identity, tokens, states.nbytes, fill, start=start, allocate=allocate
+        )
 
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
         sequence = guards.known(self._sequences, seq_id)
-        guards.check_fork(0, len(sequence.cells), 0)
-        tokens, _ = kv_block.read("toy", blob)
-        guards.check_room(len(tokens), self._num_cells - self._num_used, DoesNotFit)
-        self._append(sequence, tokens)
+        block = kv_block.read(self.kv_identity, blob)
+        kv_block.check_place(block, len(sequence.cells), self._plan.context_tokens)
+        guards.check_room(len(block.tokens), self._num_cells - self._num_used, DoesNotFit)
+        states = np.frombuffer(block.state, np.uint32).tolist()
+        sequence.cells += map(Cell, block.tokens, states)
+        self._num_used += len(states)
 
     def resize_kv(self, num_tokens: int) -> None:
         guards.check_resize(self._num_used, num_tokens)
@@ -143,7 +171,8 @@ class ToyEngine(Engine):
     def _append(self, sequence: ToySequence, tokens: Sequence[int]) -> None:
         for token in tokens:
             before = sequence.cells[-1].state if sequence.cells else 0
-            sequence.cells.append(Cell(token, before))
+            state = zlib.crc32(token.to_bytes(2, "little"), before)
+            sequence.cells.append(Cell(token, state))
         self._num_used += len(tokens)
 
     def _drop(self, cells: Sequence[Cell]) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from brim.chat.stream import TextStream
 from brim.core.answer import Timings
+from brim.core.request import Priority
 from brim.core.sampling import SamplingParams
 
 
@@ -25,6 +26,18 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     arrived_s: float = 0.0
     """When it arrived, by the scheduler's clock; queue time counts from here."""
+    priority: Priority = Priority.INTERACTIVE
+    namespace: str = ""
+    """Whose KV it may reuse."""
+    use_cache: bool = True
+    """False: reuse nothing, keep nothing."""
+    turn_starts: tuple[int, ...] = ()
+    """Where each turn of the conversation begins in the prompt; empty where it has none."""
+    boundaries: tuple[int, ...] = ()
+    """Ends of prefixes that later prompts are likely to share, rising: of the system prompt, of
+    each user's turn.  What is kept on disk ends there."""
+    shift_keep_tokens: int | None = None
+    """Where the answer may outgrow the window: tokens at the beginning that stay when it does."""
 
 
 class Job:

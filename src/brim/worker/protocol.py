@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from brim.core.answer import Delta, ErrorInfo
+from brim.core.answer import Delta, ErrorInfo, OverflowReport
+from brim.core.cache import CacheOptions, PrefixStats
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.request import Request
@@ -23,7 +24,7 @@ from brim.errors import EngineError
 
 T = TypeVar("T")
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Above the largest accepted request body (server.limits), with room for its encoding."""
@@ -34,10 +35,20 @@ _LENGTH = struct.Struct("<I")
 # --- gateway to worker -------------------------------------------------------------------------
 
 
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker works, beside how its model is loaded."""
+
+    stall_target_s: float = 0.3
+    """Longest step while something decodes."""
+    cache: CacheOptions | None = None
+    """None keeps no KV on disk."""
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Load the planned model; answered by `Loaded` or `LoadFailed`.  Sent once."""
 
     plan: Plan
+    options: WorkerOptions = WorkerOptions()
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
@@ -106,6 +117,8 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
 
     ticket: int
     num_prompt_tokens: int
+    overflow: OverflowReport | None = None
+    """What was done to make it fit, where something was."""
 
 
 class Steps(msgspec.Struct, frozen=True, tag=True):
@@ -140,6 +153,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """CPU time of the loop's thread, the engine's step included."""
     reader_cpu_s: float
     """CPU time of the thread that reads frames, renders templates and tokenises."""
+    num_waiting: int = 0
+    """Requests without a sequence yet."""
+    prefix: PrefixStats = PrefixStats()
 
 
 WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps | Stats

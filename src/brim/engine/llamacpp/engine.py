@@ -18,7 +18,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, Sampled, StepPlan, StepResult
 from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as host
-from brim.engine.base import Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine
 from brim.engine.llamacpp import binding, log
 from brim.engine.llamacpp.batch import Batch
 from brim.engine.llamacpp.binding import lib
@@ -78,7 +78,7 @@ class LlamaCppEngine(Engine):
             eog_tokens=self._tokenizer.eog_tokens,
             window=plan.context_tokens,
         )
-        self._identity = (
+        self._kv_identity = (
             f"{plan.model.fingerprint} llama-cpp-python-{binding.VERSION} "
             f"k={plan.kv_type_k} v={plan.kv_type_v} fa={int(plan.flash_attention)}"
         )
@@ -149,25 +149,41 @@ class LlamaCppEngine(Engine):
             del sequence.tokens[num_tokens:]
         self._restart_chain(sequence)
 
-    def export_kv(self, seq_id: int) -> memoryview:
+    def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
         sequence = guards.known(self._sequences, seq_id)
+        guards.check_shift(len(sequence.tokens), num_kept, num_dropped)
+        raise EngineError(f"llama.cpp: {self._plan.model.architecture} cannot be shifted")
+
+    @property
+    def kv_identity(self) -> str:
+        return self._kv_identity
+
+    def export_kv(
+        self,
+        seq_id: int,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        allocate: Allocate | None = None,
+    ) -> memoryview:
+        sequence = guards.known(self._sequences, seq_id)
+        end = guards.check_range(len(sequence.tokens), start, end)
+        guards.check_whole_range(len(sequence.tokens), start, end, "llama.cpp: KV")
 
         def fill(address: int, size: int) -> int:
             target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
             return int(lib.llama_state_seq_get_data(self._context, target, size, seq_id))
 
         size = lib.llama_state_seq_get_size(self._context, seq_id)
-        return kv_block.write(self._identity, sequence.tokens, size, fill)
+        return kv_block.write(
+            self._kv_identity, sequence.tokens, size, fill, start=start, allocate=allocate
+        )
 
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
         sequence = guards.known(self._sequences, seq_id)
-        guards.check_fork(0, len(sequence.tokens), 0)
-        tokens, state = kv_block.read(self._identity, blob)
-        if len(tokens) > self._plan.context_tokens:
-            raise DoesNotFit(
-                f"a stored KV block holds {len(tokens)} tokens; "
-                f"the context is {self._plan.context_tokens}"
-            )
+        block = kv_block.read(self._kv_identity, blob)
+        kv_block.check_place(block, len(sequence.tokens), self._plan.context_tokens)
+        tokens, state = block.tokens, block.state
         address = np.frombuffer(state, np.uint8).ctypes.data
         source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
         with log.captured() as lines:
@@ -413,6 +429,8 @@ class LlamaCppEngine(Engine):
             can_truncate=can_cut,
             can_fork_prefix=can_fork,
             forks_share_kv=True,
+            can_export_range=False,
+            can_shift=False,
             batches_sequences=True,
             can_resize_kv=True,
             maps_weights=footprint.mapped_weights_bytes == footprint.weights_bytes,
@@ -434,10 +452,10 @@ class LlamaCppEngine(Engine):
             target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
             return int(lib.llama_state_get_data(self._context, target, size))
 
-        return kv_block.write(self._identity, [], size, fill)
+        return kv_block.write(self._kv_identity, [], size, fill)
 
     def _restore_all(self, block: memoryview) -> None:
-        _, state = kv_block.read(self._identity, block)
+        state = kv_block.read(self._kv_identity, block).state
         address = np.frombuffer(state, np.uint8).ctypes.data
         source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
         if not lib.llama_state_set_data(self._context, source, len(state)):

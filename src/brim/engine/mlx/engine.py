@@ -19,7 +19,7 @@ from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan, StepResult
 from brim.engine import guards, kv_block
-from brim.engine.base import Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine
 from brim.engine.dry import DryBreakers
 from brim.engine.mlx import attention, library, limits, loading
 from brim.engine.mlx.caches import CacheMaker
@@ -83,6 +83,8 @@ class MlxEngine(Engine):
             can_truncate=maker.can_truncate,
             can_fork_prefix=maker.can_fork_prefix,
             forks_share_kv=False,
+            can_export_range=False,
+            can_shift=False,
             batches_sequences=self._decoder.form is not None,
             can_resize_kv=True,
             maps_weights=False,
@@ -153,8 +155,25 @@ class MlxEngine(Engine):
         del sequence.tokens[num_tokens:]
         sequence.sampler.restart()
 
-    def export_kv(self, seq_id: int) -> memoryview:
+    def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
+        guards.check_shift(len(self._known(seq_id).tokens), num_kept, num_dropped)
+        raise EngineError("mlx: keys hold their positions, so a sequence cannot be shifted")
+
+    @property
+    def kv_identity(self) -> str:
+        return self._identity
+
+    def export_kv(
+        self,
+        seq_id: int,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        allocate: Allocate | None = None,
+    ) -> memoryview:
         sequence = self._known(seq_id)
+        end = guards.check_range(len(sequence.tokens), start, end)
+        guards.check_whole_range(len(sequence.tokens), start, end, "mlx: KV")
         with _backend_errors():
             self._decoder.release(sequence.caches)
             return kv_block.write(
@@ -162,22 +181,19 @@ class MlxEngine(Engine):
                 sequence.tokens,
                 sequence.caches.export_size(),
                 sequence.caches.export_into,
+                start=start,
+                allocate=allocate,
             )
 
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
         sequence = self._known(seq_id)
-        guards.check_fork(0, len(sequence.tokens), 0)
-        tokens, state = kv_block.read(self._identity, blob)
-        if len(tokens) > self._plan.context_tokens:
-            raise DoesNotFit(
-                f"a stored KV block holds {len(tokens)} tokens; "
-                f"the context is {self._plan.context_tokens}"
-            )
-        guards.check_room(len(tokens), self._num_free, DoesNotFit)
+        block = kv_block.read(self._identity, blob)
+        kv_block.check_place(block, len(sequence.tokens), self._plan.context_tokens)
+        guards.check_room(len(block.tokens), self._num_free, DoesNotFit)
         with _backend_errors():
             self._decoder.release(sequence.caches)
-            sequence.caches.import_from(state, len(tokens))
-        sequence.tokens = tokens
+            sequence.caches.import_from(block.state, len(block.tokens))
+        sequence.tokens = block.tokens
 
     def resize_kv(self, num_tokens: int) -> None:
         """Sequences own their memory, so a pool is only a bound; what was freed goes back now."""
