@@ -4,7 +4,7 @@ Windows, recurrent states and hybrids cannot be cut; for them, capabilities say 
 the promises holds, and the rest is refused with a sentence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import require_engine
@@ -163,24 +163,57 @@ def test_cuts_are_made_or_refused(engine: Engine, family: str, rounding: float) 
     """A cut or a fork of a prefix equals recomputing it, or is refused and changes nothing."""
     reference = generate(engine, PROMPT, NUM_TOKENS)
     run, target = generate(engine, PROMPT, 1), Run(engine.open(GREEDY))
-    calls = {
-        "can_truncate": lambda: engine.truncate(run.seq_id, 50),
-        "can_fork_prefix": lambda: engine.fork(run.seq_id, target.seq_id, 50),
-    }
-    for capability in ("can_fork_prefix", "can_truncate"):
-        if getattr(engine.capabilities, capability):
-            calls[capability]()
+    calls: list[tuple[int, Callable[[], None]]] = [
+        (target.seq_id, lambda: engine.fork(run.seq_id, target.seq_id, 50)),
+        (run.seq_id, lambda: engine.truncate(run.seq_id, 50)),
+    ]
+    can_keep = engine.can_keep(run.seq_id, 50)
+    assert can_keep or family not in CUTTABLE
+    for seq_id, call in calls:
+        if not can_keep:
+            with pytest.raises(EngineError, match=r"whole|cut"):
+                call()
+            assert engine.num_tokens(run.seq_id) == len(PROMPT)
+            assert engine.num_tokens(target.seq_id) == 0
             continue
-        with pytest.raises(EngineError, match=r"whole|cut"):
-            calls[capability]()
-        assert engine.num_tokens(run.seq_id) == len(PROMPT)
-        assert engine.num_tokens(target.seq_id) == 0
-    if family not in CUTTABLE:
-        decode(engine, run, NUM_TOKENS)
-        assert_same(reference, run)
-        return
-    for seq_id in (run.seq_id, target.seq_id):
+        call()
         again = Run(seq_id)
         prefill(engine, again, PROMPT[50:])
         decode(engine, again, NUM_TOKENS)
         assert_same(reference, again, rounding=rounding)
+    if not can_keep:
+        decode(engine, run, NUM_TOKENS)
+        assert_same(reference, run)
+
+
+def test_parts_are_kept_or_refused(engine: Engine, family: str, rounding: float) -> None:
+    """A part of a sequence is exported and appended where caches keep every token, or refused."""
+    reference = generate(engine, PROMPT, NUM_TOKENS)
+    source, target = generate(engine, PROMPT, 1), Run(engine.open(GREEDY))
+    assert engine.capabilities.can_export_range == (family in CUTTABLE)
+    if family not in CUTTABLE:
+        with pytest.raises(EngineError, match="whole"):
+            engine.export_kv(source.seq_id, 0, 50)
+        with pytest.raises(EngineError, match="whole"):
+            engine.export_kv(source.seq_id, 50)
+        decode(engine, source, NUM_TOKENS)
+        assert_same(reference, source)
+        return
+    for start, end in ((0, 50), (50, 51), (51, len(PROMPT) - 1)):
+        engine.import_kv(target.seq_id, engine.export_kv(source.seq_id, start, end))
+    feed(engine, target, PROMPT[-1:])
+    decode(engine, target, NUM_TOKENS)
+    assert_same(reference, target, rounding=rounding)
+
+
+def test_a_moved_sequence_goes_on(engine: Engine) -> None:
+    """Another sequence that takes over everything draws what the first would have drawn."""
+    reference = generate(engine, PROMPT, NUM_TOKENS)
+    source = generate(engine, PROMPT, 5)
+    target = Run(engine.open(GREEDY, 20), source.tokens, source.logits)
+    engine.move(source.seq_id, target.seq_id)
+    assert engine.num_tokens(target.seq_id) == len(PROMPT) + 4
+    with pytest.raises(EngineError, match="not open"):
+        engine.num_tokens(source.seq_id)
+    decode(engine, target, NUM_TOKENS)
+    assert_same(reference, target)

@@ -2,8 +2,8 @@
 
 A walk makes calls at random, as a busy scheduler and its clients would: sequences open, read in
 chunks, decode together, drop the token that was drawn and feed another, fork, are cut, leave memory
-and come back, close.  Every distribution on the way is then compared with that of a new sequence
-that reads the same tokens at once.
+whole or in part and come back, are taken over by others, close.  Every distribution on the way is
+then compared with that of a new sequence that reads the same tokens at once.
 """
 
 import random
@@ -68,7 +68,10 @@ class Walk:
 
     def run(self) -> None:
         """Make the calls; most are steps in which everybody decodes."""
-        others = [self._open, self._fork, self._truncate, self._move, self._close]
+        others = [
+            self._open, self._fork, self._truncate, self._restore, self._extend, self._move,
+            self._close,
+        ]  # fmt: skip
         self._open()
         for _ in range(NUM_CALLS):
             call = self._random.choice(others) if self._random.random() < 0.35 else self._step
@@ -93,8 +96,11 @@ class Walk:
     def _close(self) -> None:
         seq_id = self._any()
         if seq_id is not None and len(self._fed) > 1:
-            self._engine.close(seq_id)
-            self._fed.pop(seq_id), self._drawn.pop(seq_id, None)
+            self._close_one(seq_id)
+
+    def _close_one(self, seq_id: int) -> None:
+        self._engine.close(seq_id)
+        self._fed.pop(seq_id), self._drawn.pop(seq_id, None)
 
     def _fork(self) -> None:
         source = self._any()
@@ -103,8 +109,9 @@ class Walk:
             return
         held = len(self._fed[source])
         count = held
-        if self._engine.capabilities.can_fork_prefix and self._random.random() < 0.5:
+        if self._random.random() < 0.5:
             count = self._random.randint(0, held)
+            count = count if self._engine.can_keep(source, count) else held
         self._engine.fork(source, target, count)
         self._fed[target] = self._fed[source][:count]
 
@@ -112,13 +119,13 @@ class Walk:
         seq_id = self._any()
         if seq_id is None:
             return
-        can_cut = self._engine.capabilities.can_truncate
-        count = self._random.randint(0, len(self._fed[seq_id])) if can_cut else 0
+        count = self._random.randint(0, len(self._fed[seq_id]))
+        count = count if self._engine.can_keep(seq_id, count) else 0
         self._engine.truncate(seq_id, count)
         del self._fed[seq_id][count:]
         self._drawn.pop(seq_id, None)
 
-    def _move(self) -> None:
+    def _restore(self) -> None:
         """Out of memory and into another sequence."""
         source = self._any()
         if source is None or not self._fed[source]:
@@ -129,11 +136,44 @@ class Walk:
             self._engine.import_kv(target, block)
             self._fed[target] = list(self._fed[source])
 
+    def _extend(self) -> None:
+        """A fork of a prefix, and what follows it from elsewhere, in two parts."""
+        source, count = self._any(), self._random.randint(0, 40)
+        if source is None or not self._engine.capabilities.can_export_range:
+            return
+        fed = self._fed[source]
+        middle, end = (min(len(fed), count + self._random.randint(1, 40)) for _ in range(2))
+        middle, end = sorted((middle, end))
+        if not count < middle < end:
+            return
+        blocks = [
+            bytes(self._engine.export_kv(source, middle, end)),
+            bytes(self._engine.export_kv(source, count, middle)),
+        ]
+        target = self._open()
+        if target is None:
+            return
+        self._engine.fork(source, target, count)
+        if self._random.random() < 0.5:
+            self._close_one(source)
+        for block in reversed(blocks):
+            self._engine.import_kv(target, block)
+        self._fed[target] = fed[:end]
+
+    def _move(self) -> None:
+        """Taken over by another, which may draw ahead of where the first one was."""
+        source, target = self._any(), self._open()
+        if source is None or target is None or source == target:
+            return
+        self._engine.move(source, target)
+        self._fed[target] = self._fed.pop(source)
+        if (drawn := self._drawn.pop(source, None)) is not None:
+            self._drawn[target] = drawn
+
     def _step(self) -> None:
         for seq_id, fed in list(self._fed.items()):
             if len(fed) > MAX_LENGTH:
-                self._engine.close(seq_id)
-                self._fed.pop(seq_id), self._drawn.pop(seq_id, None)
+                self._close_one(seq_id)
         chosen = list(self._fed)
         if self._random.random() < 0.2:
             chosen = self._random.sample(chosen, self._random.randint(0, len(chosen)))

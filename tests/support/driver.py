@@ -55,6 +55,13 @@ def decode(engine: Engine, run: Run, num_tokens: int) -> None:
         feed(engine, run, [run.tokens[-1]])
 
 
+def follow(engine: Engine, run: Run, tokens: Sequence[int]) -> Run:
+    """Feed these tokens one by one, whatever is drawn; the same run."""
+    for token in tokens:
+        feed(engine, run, [token])
+    return run
+
+
 def decode_together(engine: Engine, runs: Sequence[Run], num_tokens: int) -> None:
     """Draw in shared steps until each run holds `num_tokens` tokens."""
     while True:
@@ -83,6 +90,14 @@ def generate(
 def assert_same(left: Run, right: Run, *, rounding: float = 0.0) -> None:
     """Tokens are equal, and logits to the bit, or to the rounding of sums in another order."""
     assert left.tokens == right.tokens
+    for step, (a, b) in enumerate(zip(left.logits, right.logits, strict=True)):
+        difference = float(np.abs(a - b).max())
+        assert difference <= rounding, f"step {step} differs by {difference}"
+
+
+def assert_close(left: Run, right: Run, *, rounding: float) -> None:
+    """Logits differ by rounding at most; near ties may have drawn other tokens."""
+    assert len(left.logits) == len(right.logits)
     for step, (a, b) in enumerate(zip(left.logits, right.logits, strict=True)):
         difference = float(np.abs(a - b).max())
         assert difference <= rounding, f"step {step} differs by {difference}"

@@ -215,7 +215,8 @@ class Timer:
     def _fill(self, case: Case, prompts: list[list[int]]) -> None:
         """Have sequences that hold just the depth: the last run's cut back where they can be."""
         engine, depth = self._engine, case.depth
-        if self._case == case and depth and engine.capabilities.can_truncate:
+        can_keep = all(engine.can_keep(seq_id, depth) for seq_id in self._sequences)
+        if self._case == case and depth and can_keep:
             for seq_id in self._sequences:
                 engine.truncate(seq_id, depth)
             return

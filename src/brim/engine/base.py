@@ -55,6 +55,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What this model's cache can be stored as here."""
     samplers: frozenset[str]
     """Names of the SamplingParams fields that have an effect here."""
+    tile_rows: int = 16
+    """Rows of a step that the kernels take together: whole tiles cost less for each row."""
     exact_profile: bool
     """Loaded so that results do not depend on what else is in the batch, to the bit."""
 
@@ -139,6 +141,20 @@ class Engine(ABC):
             EngineError: The sequence is shorter, or the state cannot be cut there.
         """
 
+    def can_keep(self, seq_id: int, num_tokens: int) -> bool:
+        """Whether `truncate` and `fork` can keep just the first `num_tokens` of this sequence now.
+
+        More than `can_truncate` promises: layers with a window may still hold what a cut near the
+        end looks back to.
+
+        Raises:
+            EngineError: No such sequence is open.
+        """
+        length = self.num_tokens(seq_id)
+        return num_tokens in (0, length) or (
+            num_tokens <= length and self.capabilities.can_truncate
+        )
+
     def move(self, source: int, target: int) -> None:
         """Hand everything that `source` holds to the empty `target`, and close `source`.
 
@@ -156,10 +172,11 @@ class Engine(ABC):
         """Drop tokens behind the first `num_kept`, and move those behind them up.
 
         An approximation that users choose: the later tokens were computed in sight of those that
-        are gone.  The sequence is no prefix of anything afterwards.
+        are gone.  The sequence is no prefix of anything afterwards.  The random state goes on.
 
         Raises:
             EngineError: The sequence is shorter than the two, or cannot be shifted.
+            Busy: What moves is shared with others, and there are no free cells for a copy.
         """
 
     @property

@@ -71,10 +71,9 @@ def write(
     name = identity.encode()
     token_data = np.asarray(tokens, np.int32).tobytes()
     state_at = _HEADER.size + len(name) + len(token_data)
-    view = (allocate or _temporary)(state_at + state_bytes)
+    view = (allocate or temporary)(state_at + state_bytes)
     view[_HEADER.size : state_at] = name + token_data
-    address = np.frombuffer(view, np.uint8).ctypes.data + state_at
-    written = fill(address, state_bytes)
+    written = fill(address_of(view) + state_at, state_bytes)
     if written != state_bytes:
         raise StoreError(f"the backend exported {written} of {state_bytes} bytes of KV")
     checksum = xxhash.xxh3_128_digest(view[_CHECKED_FROM:])
@@ -84,8 +83,17 @@ def write(
     return view
 
 
-def _temporary(num_bytes: int) -> memoryview:
-    """Room in a file without a name."""
+def address_of(view: bytes | memoryview) -> int:
+    """Where a buffer begins in memory, as long as somebody keeps it."""
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+def temporary(num_bytes: int) -> memoryview:
+    """Room in a mapped file without a name, which vanishes when the view is released.
+
+    Raises:
+        StoreError: There is none.
+    """
     try:
         with tempfile.TemporaryFile(prefix="brim-kv-") as file:
             reserve_blocks(file.fileno(), num_bytes)

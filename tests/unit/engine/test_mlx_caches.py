@@ -63,11 +63,11 @@ def goes_on_alike(family: str, one: Any, other: Any) -> bool:
     return all(bool(mx.array_equal(feed(family, one, n), feed(family, other, n))) for n in (3, 1))
 
 
-def exported(sequence: Any) -> bytearray:
-    """The sequence's state as bytes."""
-    block = bytearray(sequence.export_size())
+def exported(sequence: Any, start: int = 0, end: int | None = None) -> bytearray:
+    """The state of tokens [start, end) as bytes."""
+    block = bytearray(sequence.export_size(start, end))
     address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-    assert sequence.export_into(address, len(block)) == len(block)
+    assert sequence.export_into(address, len(block), start, end) == len(block)
     return block
 
 
@@ -241,6 +241,83 @@ def test_quantised_state_can_be_stored(kv_type: str) -> None:
     target = maker_of("llama", kv_type).new(None)
     target.import_from(memoryview(block), source.num_tokens)
     assert goes_on_alike("llama", target, source)
+
+
+@pytest.mark.parametrize("family", CUTTABLE)
+@pytest.mark.parametrize("kv_type", ["f16", "q4_0"])
+@pytest.mark.parametrize("bound", [None, 60, 100])
+def test_a_stored_part_continues_what_is_held(family: str, kv_type: str, bound: int | None) -> None:
+    """Parts that are appended to a fork equal what was read, wherever they were parted."""
+    if family == "deepseek_v3" and kv_type != "f16":
+        pytest.skip("latent attention cannot be quantised")
+    source = filled(family, kv_type=kv_type)
+    target = source.fork(31, bound)
+    for start, end in ((31, 32), (32, 70), (70, 90)):
+        target.import_from(memoryview(exported(source, start, end)), end)
+        assert target.num_tokens == end
+    assert exported(target) == exported(source)
+    assert goes_on_alike(family, target, source)
+
+
+def test_a_part_goes_into_the_cells_that_are_there() -> None:
+    """An append within the bound copies no buffer, not even for a moment: measured."""
+    source = filled("llama")
+    target = source.fork(31, 8192)
+    block = memoryview(exported(source, 31, 90))
+    taken = target.nbytes
+    buffer_bytes = min(part.nbytes for layer in target.layers for part in layer.parts)
+    active_bytes = mx.get_active_memory()
+    mx.reset_peak_memory()
+    target.import_from(block, 90)
+    assert target.nbytes == taken
+    assert mx.get_peak_memory() - active_bytes < buffer_bytes // 2
+    assert goes_on_alike("llama", target, source)
+
+
+def test_a_part_of_another_place_is_refused() -> None:
+    """A block is appended where it was taken from alone; what is held stays as it is."""
+    source = filled("llama")
+    block, target = exported(source, 40, 60), source.fork(30, 100)
+    for num_tokens in (50, 60):
+        with pytest.raises(StoreError, match="other tokens"):
+            target.import_from(memoryview(block), num_tokens)
+    with pytest.raises(StoreError, match="other tokens"):
+        maker_of("llama").new(100).import_from(memoryview(block), 60)
+    assert target.num_tokens == 30
+    assert goes_on_alike("llama", target, filled("llama", (30,)))
+
+
+def test_a_part_that_fails_half_way_leaves_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that were filled before memory ran out are cut back."""
+    source = filled("llama")
+    target = source.fork(30, 100)
+    fill, calls = cache_state._fill, iter(range(2))
+
+    def fails_the_second_time(*args: Any) -> None:
+        if next(calls) == 1:
+            raise MemoryError
+        fill(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_state, "_fill", fails_the_second_time)
+        with pytest.raises(MemoryError):
+            target.import_from(memoryview(exported(source, 30, 90)), 90)
+    assert target.num_tokens == 30
+    assert goes_on_alike("llama", target, filled("llama", (30,)))
+
+
+def test_a_new_bound_is_taken_at_once_when_there_is_need() -> None:
+    """A sequence that is to hold more grows to that in one go, and not before."""
+    sequence = filled("llama")
+    taken = sequence.nbytes
+    sequence.expect(300)
+    feed("llama", sequence, 20)
+    assert sequence.nbytes == taken
+    feed("llama", sequence, 40)
+    grown = sequence.nbytes
+    assert grown == taken * kv_cache.padded_tokens(300) // kv_cache.padded_tokens(100)
+    feed("llama", sequence, 150)
+    assert sequence.nbytes == grown
 
 
 def test_half_precision_is_stored_bit_by_bit() -> None:

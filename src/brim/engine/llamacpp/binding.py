@@ -80,3 +80,8 @@ def check_layout() -> None:
 # answers the same question in C: length 0 is "go on", length 1 is "abort".
 _libc = ctypes.CDLL(None)
 ABORT_CALLBACK_ADDRESS: int = ctypes.cast(_libc.strlen, ctypes.c_void_p).value or 0
+
+
+def abort_callback() -> Any:
+    """The callback in the form that llama.cpp's functions and structs take."""
+    return ctypes.cast(ABORT_CALLBACK_ADDRESS, lib.ggml_abort_callback)

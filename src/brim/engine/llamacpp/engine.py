@@ -5,6 +5,7 @@ chunks and decode tokens mixed in one llama_decode; sampling in C.  Everything o
 would abort the process is refused before the call (engine.guards).
 """
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +20,38 @@ from brim.core.step import Feed, Sampled, StepPlan, StepResult
 from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as host
 from brim.engine.base import Allocate, Capabilities, Engine
-from brim.engine.llamacpp import binding, log
+from brim.engine.llamacpp import binding, loading, log, self_check
 from brim.engine.llamacpp.batch import Batch
 from brim.engine.llamacpp.binding import lib
-from brim.engine.llamacpp.sampler_chain import SAMPLERS, ChainBuilder
+from brim.engine.llamacpp.kv import KvPool
+from brim.engine.llamacpp.placement import Placement
+from brim.engine.llamacpp.sampler_chain import SAMPLERS, ChainBuilder, forget_history
+from brim.engine.llamacpp.threads import StepThreads
 from brim.engine.llamacpp.tokenizer import LlamaTokenizer
-from brim.errors import Busy, DoesNotFit, EngineError, ModelFileError, StoreError
+from brim.errors import Busy, DoesNotFit, EngineError, StoreError
 
-_SELF_CHECK_TOKENS = 4
-"""Enough to cut and fork in the middle."""
+FLASH_TILE_ROWS = 64
+"""Query rows that the flash attention of the CPU backend takes as one tile; a step of 48 rows at a
+depth of 900 tokens takes longer than one of 64.  Source: GGML_FA_TILE_Q, and measured."""
 
-_NO_ROOM = "available cells in kv cache"
-"""How llama.cpp says that an import found the pool full; every other refusal is a bad block."""
+SMALL_TILE_ROWS = 16
+"""Of matrix products: a step of 65 rows costs as much as one of 80."""
+
+_TURNING = "K-shift"
+"""What llama.cpp calls the turning of keys, where it failed."""
 
 
 class LlamaSequence:
     """One open sequence: what was fed, and the C sampler chain that draws for it."""
 
-    __slots__ = ("chain", "drawn", "row", "sampling", "tokens")
+    __slots__ = ("chain", "drawn", "num_shared", "row", "sampling", "tokens")
 
     def __init__(self, sampling: SamplingParams, chain: Any) -> None:
         self.sampling = sampling
         self.chain = chain
         self.tokens: list[int] = []
+        self.num_shared = 0
+        """Tokens at its beginning whose cells others may hold too; no fewer than are shared."""
         self.row: int | None = None
         """Row of the last step that holds this sequence's logits."""
         self.drawn: int | None = None
@@ -57,7 +67,7 @@ class LlamaCppEngine(Engine):
 
     def load(self, plan: Plan) -> None:
         binding.check_layout()
-        _check_plan(plan)
+        loading.check_plan(plan)
         log.install()
         lib.llama_backend_init()
         self._plan = plan
@@ -65,12 +75,13 @@ class LlamaCppEngine(Engine):
         self._submitted: StepPlan | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
         self._batch = Batch(plan.max_batch_tokens)
+        self._threads = StepThreads(lib, plan, Placement(plan.num_batch_threads))
         with log.captured() as lines:
-            self._model = self._load_model(plan)
+            self._model = loading.load_model(plan)
         self._model_lines = lines
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._create_context(plan.kv_tokens)
-        self._check_generates()
+        loading.check_generates(self._model, self._context, plan)
         self._tokenizer = LlamaTokenizer(self._vocab)
         self._chains = ChainBuilder(
             self._vocab,
@@ -115,8 +126,7 @@ class LlamaCppEngine(Engine):
 
     def close(self, seq_id: int) -> None:
         sequence = guards.known(self._sequences, seq_id)
-        # Removing a whole sequence never fails, whatever the architecture.
-        lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+        self._pool.drop(seq_id)
         lib.llama_sampler_free(sequence.chain)
         del self._sequences[seq_id]
 
@@ -128,11 +138,13 @@ class LlamaCppEngine(Engine):
         guards.check_fork(len(src.tokens), len(dst.tokens), num_tokens)
         if num_tokens == 0:
             return
-        if not self._capabilities.can_fork_prefix:
+        if not self.can_keep(source, num_tokens):
             owner = f"llama.cpp: the state of {self._plan.model.architecture}"
             guards.check_whole(len(src.tokens), num_tokens, owner)
-        lib.llama_memory_seq_cp(self._memory, source, target, 0, num_tokens)
+        self._pool.share(source, target, num_tokens if num_tokens < len(src.tokens) else None)
         self._check_length(target, num_tokens)
+        src.num_shared = max(src.num_shared, num_tokens)
+        dst.num_shared = num_tokens
         dst.tokens = src.tokens[:num_tokens]
         self._accept(dst, dst.tokens)
 
@@ -140,19 +152,43 @@ class LlamaCppEngine(Engine):
         sequence = guards.known(self._sequences, seq_id)
         guards.check_truncate(len(sequence.tokens), num_tokens)
         if num_tokens < len(sequence.tokens):
-            if num_tokens > 0 and not self._capabilities.can_truncate:
+            if not self.can_keep(seq_id, num_tokens):
                 raise EngineError(
-                    f"llama.cpp: the state of {self._plan.model.architecture} cannot be cut"
+                    f"llama.cpp: the state of {self._plan.model.architecture} cannot be cut to "
+                    f"{num_tokens} tokens"
                 )
-            if not lib.llama_memory_seq_rm(self._memory, seq_id, num_tokens, -1):
+            if not self._pool.cut(seq_id, num_tokens):
                 raise EngineError(f"llama.cpp: cannot cut sequence {seq_id} to {num_tokens} tokens")
             del sequence.tokens[num_tokens:]
+            sequence.num_shared = min(sequence.num_shared, num_tokens)
         self._restart_chain(sequence)
+
+    def can_keep(self, seq_id: int, num_tokens: int) -> bool:
+        if super().can_keep(seq_id, num_tokens):
+            return True
+        # Layers with a window still have what the cut would look back to, or have not.
+        is_part = 0 < num_tokens < len(self._sequences[seq_id].tokens)
+        return is_part and self._abilities.can_part and self._pool.can_keep(seq_id, num_tokens)
 
     def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
         sequence = guards.known(self._sequences, seq_id)
         guards.check_shift(len(sequence.tokens), num_kept, num_dropped)
-        raise EngineError(f"llama.cpp: {self._plan.model.architecture} cannot be shifted")
+        if not self._capabilities.can_shift:
+            raise EngineError(
+                f"llama.cpp: {self._plan.model.architecture} with keys in {self._plan.kv_type_k} "
+                "cannot be shifted; trim the prompt instead"
+            )
+        behind = num_kept + num_dropped
+        if behind < self._num_shared(seq_id):
+            self._detach(seq_id, behind)
+        self._pool.close_gap(seq_id, num_kept, num_dropped)
+        del sequence.tokens[num_kept:behind]
+        sequence.num_shared = min(sequence.num_shared, num_kept)
+        self._turn_keys(seq_id)
+        # Not the random state: an answer goes on across a shift.
+        sequence.drawn = None
+        forget_history(sequence.chain)
+        self._accept(sequence, sequence.tokens)
 
     @property
     def kv_identity(self) -> str:
@@ -167,36 +203,39 @@ class LlamaCppEngine(Engine):
         allocate: Allocate | None = None,
     ) -> memoryview:
         sequence = guards.known(self._sequences, seq_id)
-        end = guards.check_range(len(sequence.tokens), start, end)
-        guards.check_whole_range(len(sequence.tokens), start, end, "llama.cpp: KV")
-
-        def fill(address: int, size: int) -> int:
-            target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-            return int(lib.llama_state_seq_get_data(self._context, target, size, seq_id))
-
-        size = lib.llama_state_seq_get_size(self._context, seq_id)
-        return kv_block.write(
-            self._kv_identity, sequence.tokens, size, fill, start=start, allocate=allocate
-        )
+        length = len(sequence.tokens)
+        end = guards.check_range(length, start, end)
+        if not self._capabilities.can_export_range:
+            guards.check_whole_range(length, start, end, "llama.cpp: KV of this model")
+        with contextlib.ExitStack() as stack:
+            if end - start < length:
+                stack.enter_context(self._pool.narrowed(seq_id, start, end, self._spare()))
+            size, fill = self._pool.state_of(seq_id)
+            return kv_block.write(
+                self._kv_identity,
+                sequence.tokens[start:end],
+                size,
+                fill,
+                start=start,
+                allocate=allocate,
+            )
 
     def import_kv(self, seq_id: int, blob: bytes | memoryview) -> None:
         sequence = guards.known(self._sequences, seq_id)
         block = kv_block.read(self._kv_identity, blob)
+        start, end = block.start, block.start + len(block.tokens)
         kv_block.check_place(block, len(sequence.tokens), self._plan.context_tokens)
-        tokens, state = block.tokens, block.state
-        address = np.frombuffer(state, np.uint8).ctypes.data
-        source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-        with log.captured() as lines:
-            if not lib.llama_state_seq_set_data(self._context, source, len(state), seq_id):
-                lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
-                if any(_NO_ROOM in line for line in lines):
-                    raise DoesNotFit(f"the KV pool has no room for {len(tokens)} stored tokens")
-                raise StoreError(f"llama.cpp refused a stored KV block: {log.last_error()}")
-        if lib.llama_memory_seq_pos_max(self._memory, seq_id) != len(tokens) - 1:
-            lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
-            raise StoreError("a stored KV block has other positions than it says")
-        sequence.tokens = tokens
-        self._accept(sequence, tokens)
+        if start == 0:
+            self._pool.restore(seq_id, block.state, start, end)
+        elif self._capabilities.can_export_range:
+            self._pool.append(seq_id, block.state, start, end, self._spare())
+        else:
+            raise StoreError("llama.cpp: KV of this model is kept whole, and this is a part")
+        sequence.tokens += block.tokens
+        if sequence.drawn is None:
+            self._accept(sequence, block.tokens)
+        else:
+            self._restart_chain(sequence)
 
     def resize_kv(self, num_tokens: int) -> None:
         """Move all sequences through a mapped file into a new context.
@@ -241,7 +280,7 @@ class LlamaCppEngine(Engine):
         ]
         self._abort_flag[0] = b"\0"
         log.forget_errors()
-        status = lib.llama_decode(self._context, batch.native)
+        status = self._threads.decode(self._context, batch.native)
         if status != 0:
             self._undo(plan, lengths)
             raise self._decode_error(status, plan)
@@ -312,7 +351,7 @@ class LlamaCppEngine(Engine):
         """After a failed decode some micro-batches may have been stored: cut them off again."""
         for feed in plan.feeds:
             held = lengths[feed.seq_id]
-            lib.llama_memory_seq_rm(self._memory, feed.seq_id, held, -1)
+            self._pool.cut(feed.seq_id, held)
 
     def _decode_error(self, status: int, plan: StepPlan) -> EngineError | Busy:
         rows = plan.num_scheduled_tokens
@@ -323,76 +362,15 @@ class LlamaCppEngine(Engine):
         reason = log.last_error()
         return EngineError(f"llama.cpp: decode failed with {status}" + (reason and f": {reason}"))
 
-    def _load_model(self, plan: Plan) -> Any:
-        params = lib.llama_model_default_params()
-        params.load_mode = binding.LOAD_MODE_MMAP
-        params.use_extra_bufts = plan.repack_weights
-        paths = [path.encode() for path in plan.model.paths]
-        if len(paths) == 1:
-            model = lib.llama_model_load_from_file(paths[0], params)
-        else:
-            array = (ctypes.c_char_p * len(paths))(*paths)
-            model = lib.llama_model_load_from_splits(array, len(paths), params)
-        if not model:
-            raise ModelFileError(
-                f"{plan.model.paths[0]}: llama.cpp {binding.VERSION} cannot load it "
-                f"({log.last_error()}); try another file or another quant of the model"
-            )
-        return model
-
-    def _metadata(self, key: str) -> str:
-        """One value of the file's header as text; empty where it is absent."""
-        buffer = ctypes.create_string_buffer(64)
-        count = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
-
-    def _check_generates(self) -> None:
-        """Refuse models that load but have no next token: decoding them aborts the process."""
-        if (
-            lib.llama_model_has_encoder(self._model)
-            or not lib.llama_model_has_decoder(self._model)
-            or lib.llama_model_is_diffusion(self._model)
-            or lib.llama_vocab_type(self._vocab) == binding.VOCAB_TYPE_NONE
-            or self._metadata(f"{self._plan.model.architecture}.attention.causal") == "false"
-            or not self._memory
-        ):
-            raise ModelFileError(
-                f"{self._plan.model.paths[0]}: {self._plan.model.architecture} is not a model that "
-                "continues text (an encoder, an embedder or diffusion); choose a chat or base model"
-            )
-
     def _create_context(self, num_tokens: int) -> None:
-        plan = self._plan
-        params = lib.llama_context_default_params()
-        params.n_ctx = num_tokens
-        params.n_batch = plan.max_batch_tokens
-        params.n_ubatch = plan.micro_batch_tokens
-        params.n_seq_max = plan.max_sequences
-        # One output a sequence and step: the default reserves logits for every row of a batch.
-        params.n_outputs_max = plan.max_sequences
-        params.n_threads = plan.num_threads
-        params.n_threads_batch = plan.num_batch_threads
-        params.flash_attn_type = binding.FLASH_ATTENTION[plan.flash_attention]
-        params.type_k = binding.GGML_TYPES[plan.kv_type_k]
-        params.type_v = binding.GGML_TYPES[plan.kv_type_v]
-        params.kv_unified = True
-        params.no_perf = True
-        params.abort_callback = ctypes.cast(
-            binding.ABORT_CALLBACK_ADDRESS, type(params.abort_callback)
-        )
-        params.abort_callback_data = ctypes.addressof(self._abort_flag)
         with log.captured() as lines:
-            self._context = lib.llama_init_from_model(self._model, params)
-        if not self._context:
-            self._context = None
-            raise EngineError(
-                f"llama.cpp: no context of {num_tokens} tokens "
-                f"(KV {plan.kv_type_k}/{plan.kv_type_v}): {log.last_error()}"
+            self._context = loading.new_context(
+                self._model, self._plan, num_tokens, self._abort_flag
             )
         self._context_lines = lines
         self._num_cells = num_tokens
         self._num_batch_rows = lib.llama_n_batch(self._context)
-        self._memory = lib.llama_get_memory(self._context)
+        self._pool = KvPool(self._context, lib.llama_model_n_swa(self._model))
 
     def _free_context(self) -> None:
         if self._context is not None:
@@ -400,101 +378,110 @@ class LlamaCppEngine(Engine):
             self._context = None
 
     def _check_length(self, seq_id: int, num_tokens: int) -> None:
-        found = lib.llama_memory_seq_pos_max(self._memory, seq_id) + 1
+        found = self._pool.end(seq_id)
         if found != num_tokens:
-            lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+            self._pool.drop(seq_id)
             raise EngineError(
                 f"llama.cpp: a copy of {num_tokens} tokens holds {found}; "
                 f"{self._plan.model.architecture} cannot be forked there"
             )
 
     def _checked_capabilities(self) -> Capabilities:
-        """Cut and fork a few tokens, and believe what is seen rather than what is announced."""
-        can_cut = can_fork = self._has_sliceable_state()
-        lengths = min(_SELF_CHECK_TOKENS, self._num_cells)
-        self._batch.clear()
-        self._batch.add(0, [0] * lengths, 0, sample=True)
-        if lib.llama_decode(self._context, self._batch.native) != 0:
-            raise EngineError(f"llama.cpp: the model does not decode: {log.last_error()}")
-        pos_max = lib.llama_memory_seq_pos_max
-        if can_fork and self._plan.max_sequences > 1:
-            lib.llama_memory_seq_cp(self._memory, 0, 1, 0, 2)
-            can_fork = pos_max(self._memory, 1) == 1
-        if can_cut:
-            removed = lib.llama_memory_seq_rm(self._memory, 0, lengths - 1, -1)
-            can_cut = removed and pos_max(self._memory, 0) == lengths - 2
-        lib.llama_memory_clear(self._memory, True)
         plan, footprint = self._plan, self.footprint()
+        found = self_check.check(self._model, self._context, self._pool, self._batch, plan)
+        self._abilities = found
         return Capabilities(
-            can_truncate=can_cut,
-            can_fork_prefix=can_fork,
+            can_truncate=found.can_truncate,
+            can_fork_prefix=found.can_fork_prefix,
             forks_share_kv=True,
-            can_export_range=False,
-            can_shift=False,
+            tile_rows=FLASH_TILE_ROWS if self._attends_in_tiles() else SMALL_TILE_ROWS,
+            can_export_range=found.can_export_range,
+            can_shift=found.can_shift,
             batches_sequences=True,
             can_resize_kv=True,
             maps_weights=footprint.mapped_weights_bytes == footprint.weights_bytes,
             kv_types=frozenset(binding.GGML_TYPES),
             samplers=SAMPLERS,
-            exact_profile=is_exact_profile(plan),
+            exact_profile=loading.is_exact_profile(plan),
         )
 
-    def _has_sliceable_state(self) -> bool:
-        return not (
-            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
-        )
+    def _attends_in_tiles(self) -> bool:
+        return self._plan.flash_attention and not lib.llama_supports_gpu_offload()
+
+    def _spare(self) -> int:
+        """An id that is not open; see `KvPool`.
+
+        Raises:
+            Busy: As many sequences are open as llama.cpp has ids.
+        """
+        return guards.free_slot(self._sequences, binding.MAX_SEQUENCES)
+
+    def _num_shared(self, seq_id: int) -> int:
+        """Tokens at its beginning whose cells others may hold too, of those that are open now.
+
+        Whoever it once shared with may be gone or cut; and where two sequences hold a cell, they
+        agree in all tokens up to it.
+        """
+        sequence = self._sequences[seq_id]
+        others = (other for other in self._sequences.values() if other is not sequence)
+        num_common = max((_num_common(sequence.tokens, each.tokens) for each in others), default=0)
+        return min(sequence.num_shared, num_common)
+
+    def _detach(self, seq_id: int, start: int) -> None:
+        """Give a sequence cells of its own from token `start` on.
+
+        Raises:
+            Busy: Too few are free.
+            EngineError: There is no room for the copy on its way.
+        """
+        try:
+            self._pool.detach(seq_id, start, self._spare(), kv_block.temporary)
+        except DoesNotFit as exc:
+            raise Busy(f"{exc.message}, which a shift copies", retry_after_s=1.0) from exc
+        except StoreError as exc:
+            raise EngineError(f"llama.cpp: no copy to shift: {exc.message}") from exc
+
+    def _turn_keys(self, seq_id: int) -> None:
+        """Have llama.cpp turn the keys of moved cells now, which it does before it decodes.
+
+        Not with the next step: until then an export would pair new positions with old keys, and
+        an abort of that step would leave some layers turned.
+
+        Raises:
+            EngineError: They could not be turned.
+        """
+        length = self._pool.end(seq_id)
+        self._batch.clear()
+        self._batch.add(seq_id, [0], length, sample=False)
+        set_callback = lib.llama_set_abort_callback
+        set_callback(self._context, lib.ggml_abort_callback(0), None)
+        try:
+            with log.captured() as lines:
+                # No matter whether the token found a cell.
+                lib.llama_decode(self._context, self._batch.native)
+        finally:
+            set_callback(
+                self._context, binding.abort_callback(), ctypes.addressof(self._abort_flag)
+            )
+        self._pool.cut(seq_id, length)
+        for sequence in self._sequences.values():
+            sequence.row = None
+        if any(_TURNING in line for line in lines):
+            raise EngineError(f"llama.cpp: keys could not be moved: {log.last_error()}")
 
     def _save_all(self) -> memoryview:
         """Every sequence at once, so that cells shared by forks stay shared."""
-        size = lib.llama_state_get_size(self._context)
-
-        def fill(address: int, size: int) -> int:
-            target = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-            return int(lib.llama_state_get_data(self._context, target, size))
-
-        return kv_block.write(self._kv_identity, [], size, fill)
+        return kv_block.write(self._kv_identity, [], *self._pool.state_of_all())
 
     def _restore_all(self, block: memoryview) -> None:
-        state = kv_block.read(self._kv_identity, block).state
-        address = np.frombuffer(state, np.uint8).ctypes.data
-        source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
-        if not lib.llama_state_set_data(self._context, source, len(state)):
-            raise EngineError(f"llama.cpp: sequences could not be moved: {log.last_error()}")
+        self._pool.restore_all(kv_block.read(self._kv_identity, block).state)
         for seq_id, sequence in self._sequences.items():
-            found = lib.llama_memory_seq_pos_max(self._memory, seq_id) + 1
+            found = self._pool.end(seq_id)
             if found != len(sequence.tokens):
                 raise EngineError(f"llama.cpp: sequence {seq_id} came back with {found} tokens")
 
 
-def is_exact_profile(plan: Plan) -> bool:
-    """Whether results are the same to the bit in any batch: what was measured to make them so.
-
-    Float weights are not: one row and several take different matrix kernels.  Nor is a float KV
-    cache: flash attention changes kernels at 64 query rows, and without it at 2.
-
-    Source: measured on a 2-core x86-64 Linux machine, 2026-11, benches/equality.py.
-    """
-    return (
-        plan.model.quant not in ("", "F32", "F16", "BF16")
-        and plan.kv_type_k == plan.kv_type_v == "q8_0"
-        and plan.flash_attention
-        and not plan.repack_weights
-        and plan.environment.get("GGML_CPU_TILED_MM") == "0"
-    )
-
-
-def _check_plan(plan: Plan) -> None:
-    """Refuse plans on which llama.cpp would abort or silently do something else."""
-    if not 1 <= plan.max_sequences <= binding.MAX_SEQUENCES:
-        raise EngineError(
-            f"llama.cpp: {plan.max_sequences} sequences; it takes 1 to {binding.MAX_SEQUENCES}"
-        )
-    for kv_type in (plan.kv_type_k, plan.kv_type_v):
-        if kv_type not in binding.GGML_TYPES:
-            raise EngineError(
-                f"llama.cpp: no KV type '{kv_type}'; choose one of {', '.join(binding.GGML_TYPES)}"
-            )
-    if plan.kv_type_v not in ("f16", "f32", "bf16") and not plan.flash_attention:
-        raise EngineError("llama.cpp: a quantised V cache needs flash attention")
-    if plan.micro_batch_tokens > plan.max_batch_tokens:
-        raise EngineError("llama.cpp: the micro-batch is larger than the batch")
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

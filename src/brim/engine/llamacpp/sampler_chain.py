@@ -23,6 +23,10 @@ _MAX_PROTOTYPES = 8
 """Prepared DRY samplers that are kept; clients mostly use the default breakers."""
 
 
+_WITH_HISTORY = frozenset({b"penalties", b"dry"})
+"""What llama.cpp calls the samplers that look back."""
+
+
 class ChainBuilder:
     """Makes chains for one loaded model.
 
@@ -130,3 +134,11 @@ class ChainBuilder:
                 len(breakers),
             )
         return lib.llama_sampler_clone(self._dry_prototypes[key])
+
+
+def forget_history(chain: Any) -> None:
+    """Have a chain's penalties forget what they have seen; random states go on as they are."""
+    for index in range(lib.llama_sampler_chain_n(chain)):
+        sampler = lib.llama_sampler_chain_get(chain, index)
+        if lib.llama_sampler_name(sampler) in _WITH_HISTORY:
+            lib.llama_sampler_reset(sampler)

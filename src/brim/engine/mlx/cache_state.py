@@ -68,7 +68,10 @@ class LayerShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the state holds; written before the arrays."""
 
+    start: int
+    """Tokens that stand before it."""
     num_tokens: int
+    """Those, and its own."""
     layers: list[LayerShape]
 
 
@@ -80,11 +83,12 @@ class _Rows(NamedTuple):
     end: int | None = None
 
 
-def _rows_of(leaf: Any) -> list[_Rows | None]:
-    """The arrays of a cache and which of their rows are held."""
+def _rows_of(leaf: Any, start: int = 0, end: int | None = None) -> list[_Rows | None]:
+    """The arrays of a cache and which of their rows are of tokens [start, end), all by default."""
     if isinstance(leaf, LayerKV):
-        start, end = leaf.rows_at(leaf.offset)
-        return [_Rows(part, start, end) for part in leaf.parts]
+        first, last = leaf.rows_at(leaf.offset if end is None else end)
+        # A part is asked of caches alone whose rows are those of all tokens.
+        return [_Rows(part, max(first, start), last) for part in leaf.parts]
     if isinstance(leaf, ArraysCache):
         if leaf.left_padding is not None or leaf.lengths is not None:
             raise StoreError("a sequence that is still in a batch cannot be stored")
@@ -106,14 +110,15 @@ def _dtype_name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
-def _describe(leaves: Sequence[Any], num_tokens: int) -> bytes:
+def _describe(leaves: Sequence[Any], start: int, end: int) -> bytes:
     description = Description(
-        num_tokens=num_tokens,
+        start=start,
+        num_tokens=end,
         layers=[
             LayerShape(
                 kind=kind_of(leaf),
-                num_tokens=leaf.offset if isinstance(leaf, LayerKV) else 0,
-                arrays=[_shape_of(rows) for rows in _rows_of(leaf)],
+                num_tokens=min(leaf.offset, end) if isinstance(leaf, LayerKV) else 0,
+                arrays=[_shape_of(rows) for rows in _rows_of(leaf, start, end)],
             )
             for leaf in leaves
         ],
@@ -128,19 +133,20 @@ def _all_shapes(description: Description) -> Iterator[ArrayShape]:
         yield from (array for array in layer.arrays if array is not None)
 
 
-def size_of(leaves: Sequence[Any], num_tokens: int) -> int:
+def size_of(leaves: Sequence[Any], start: int, end: int) -> int:
     """Bytes that `write` writes."""
-    head = _describe(leaves, num_tokens)
+    head = _describe(leaves, start, end)
     description = msgspec.json.decode(head[_LENGTH.size :], type=Description)
     return len(head) + sum(shape.nbytes for shape in _all_shapes(description))
 
 
-def write(leaves: Sequence[Any], num_tokens: int, address: int, size: int) -> int:
-    """Write the state to memory.
+def write(leaves: Sequence[Any], start: int, end: int, address: int, size: int) -> int:
+    """Write the state of tokens [start, end) to memory.
 
     Args:
         leaves: The sequence's caches.
-        num_tokens: What the sequence holds.
+        start: The first token; other than 0 only where all caches keep every token.
+        end: Behind the last; less than all only there.
         address: Where to write.
         size: Bytes that may be written there.
 
@@ -150,15 +156,15 @@ def write(leaves: Sequence[Any], num_tokens: int, address: int, size: int) -> in
     Raises:
         StoreError: There is too little room, or a cache is of a kind that cannot be written.
     """
-    needed = size_of(leaves, num_tokens)
+    needed = size_of(leaves, start, end)
     if size < needed:
         raise StoreError(f"a sequence's state takes {needed} bytes; there is room for {size}")
     target = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    head = _describe(leaves, num_tokens)
+    head = _describe(leaves, start, end)
     target[: len(head)] = np.frombuffer(head, np.uint8)
     at = len(head)
     for leaf in leaves:
-        for rows in _rows_of(leaf):
+        for rows in _rows_of(leaf, start, end):
             if rows is not None:
                 at += _copy_out(rows, target[at:])
     return at
@@ -175,25 +181,28 @@ def _copy_out(rows: _Rows, target: NDArray[np.uint8]) -> int:
 
 
 def read(
-    leaves: Sequence[Any], expected: Sequence[Any], state: memoryview, num_tokens: int
+    leaves: Sequence[Any], expected: Sequence[Any], state: memoryview, start: int, end: int
 ) -> None:
-    """Fill empty caches from a state.
+    """Fill caches that hold `start` tokens from a state of tokens [start, end).
 
     Args:
-        leaves: The empty caches.
-        expected: Caches with the shapes and types that a sequence of that length has.
+        leaves: The caches.
+        expected: Caches with the shapes and types that a sequence of `end` tokens has.
         state: What `write` wrote.
-        num_tokens: What the sequence is said to hold.
+        start: What the caches hold; other than 0 only where all of them keep every token.
+        end: What they are to hold.
 
     Raises:
-        StoreError: It is not of these caches; some may have been filled.
+        StoreError: It is not of these caches; nothing was filled.
     """
     view = state.cast("B")
     description, at = _read_description(view)
-    if description.num_tokens != num_tokens or len(description.layers) != len(leaves):
-        raise StoreError("a stored state is of another number of tokens or layers than it says")
+    if (description.start, description.num_tokens, len(description.layers)) != (
+        start, end, len(leaves),
+    ):  # fmt: skip
+        raise StoreError("a stored state is of other tokens or layers than it says")
     for layer, twin in zip(description.layers, expected, strict=True):
-        _check_layer(layer, twin, num_tokens)
+        _check_layer(layer, twin, start, end)
     if at + sum(shape.nbytes for shape in _all_shapes(description)) != len(view):
         raise StoreError("a stored state has the wrong length")
     for layer, leaf in zip(description.layers, leaves, strict=True):
@@ -202,7 +211,7 @@ def read(
             size = 0 if shape is None else shape.nbytes
             arrays.append(None if shape is None else _copy_in(shape, view[at : at + size]))
             at += size
-        _fill(leaf, arrays, layer.num_tokens)
+        _fill(leaf, arrays, start, layer.num_tokens)
 
 
 def _read_description(view: memoryview) -> tuple[Description, int]:
@@ -218,16 +227,16 @@ def _read_description(view: memoryview) -> tuple[Description, int]:
         raise StoreError(f"a stored state does not say what it holds: {exc}") from exc
 
 
-def _check_layer(layer: LayerShape, expected: Any, num_tokens: int) -> None:
+def _check_layer(layer: LayerShape, expected: Any, start: int, end: int) -> None:
     """Refuse a layer that the model would not have made."""
     kind = kind_of(expected)
     if layer.kind != kind:
         raise StoreError(f"a stored layer is of kind '{layer.kind}', not '{kind}'")
     want = [_shape_of(rows) for rows in _rows_of(expected)]
-    if layer.num_tokens != (num_tokens if want and isinstance(expected, LayerKV) else 0):
+    if layer.num_tokens != (end if want and isinstance(expected, LayerKV) else 0):
         raise StoreError("a stored layer ends at another token than its sequence")
     if isinstance(expected, LayerKV) and want:
-        rows = _num_rows(expected, layer, num_tokens)
+        rows = _num_rows(expected, layer, start, end)
         want = [
             shape and ArrayShape(shape.dtype, (*shape.shape[:2], rows, shape.shape[3]))
             for shape in want
@@ -236,13 +245,13 @@ def _check_layer(layer: LayerShape, expected: Any, num_tokens: int) -> None:
         raise StoreError(f"a stored layer of kind '{kind}' has other arrays than the model's")
 
 
-def _num_rows(expected: LayerKV, layer: LayerShape, num_tokens: int) -> int:
+def _num_rows(expected: LayerKV, layer: LayerShape, start: int, end: int) -> int:
     """How many rows the layer must hold; a window's may be fewer than it would keep itself."""
-    most = expected.num_rows_at(num_tokens)
+    most = expected.num_rows_at(end) - start
     first = layer.arrays[0] if layer.arrays else None
     shape = () if first is None else first.shape
     if isinstance(expected, WindowKV) and len(shape) == 4:
-        least = min(num_tokens, expected.window_tokens - 1)
+        least = min(end, expected.window_tokens - 1)
         return max(least, min(shape[2], most))
     return most
 
@@ -254,10 +263,14 @@ def _copy_in(shape: ArrayShape, raw: memoryview) -> mx.array:
     return array.view(dtype)
 
 
-def _fill(leaf: Any, arrays: Sequence[mx.array | None], num_tokens: int) -> None:
+def _fill(leaf: Any, arrays: Sequence[mx.array | None], start: int, end: int) -> None:
     if isinstance(leaf, LayerKV):
-        if arrays:
-            leaf.put([part for part in arrays if part is not None], num_tokens)
+        parts = [part for part in arrays if part is not None]
+        if parts:
+            if start == 0:
+                leaf.put(parts, end)
+            else:
+                leaf.append(parts)
             # One layer at a time, so that only one is there twice.
             mx.eval(leaf.parts)
     else:

@@ -274,29 +274,46 @@ class SequenceCaches:
         for leaf, mark in zip(self._leaves, marks, strict=True):
             return_to(leaf, mark)
 
-    def export_size(self) -> int:
-        """Bytes that `export_into` writes."""
-        return cache_state.size_of(self._leaves, self.num_tokens)
+    def expect(self, max_tokens: int | None) -> None:
+        """Be for so many tokens from now on, or for who knows how many.
 
-    def export_into(self, address: int, size: int) -> int:
-        """Write everything that is held, and what it is, to memory; the bytes written.
+        A buffer that is smaller grows once, when it is full.
+        """
+        self._max_tokens = max_tokens
+        for leaf in self._leaves:
+            if isinstance(leaf, LayerKV):
+                leaf.expect(max_tokens)
+
+    def export_size(self, start: int = 0, end: int | None = None) -> int:
+        """Bytes that `export_into` writes."""
+        return cache_state.size_of(self._leaves, start, self.num_tokens if end is None else end)
+
+    def export_into(self, address: int, size: int, start: int = 0, end: int | None = None) -> int:
+        """Write the state of tokens [start, end), and what it is, to memory; the bytes written.
+
+        Only caches that can be cut anywhere can be written in part.
 
         Raises:
             StoreError: The model keeps state that cannot be written, or `size` is too small.
         """
-        return cache_state.write(self._leaves, self.num_tokens, address, size)
+        end = self.num_tokens if end is None else end
+        return cache_state.write(self._leaves, start, end, address, size)
 
     def import_from(self, state: memoryview, num_tokens: int) -> None:
-        """Fill the empty caches from what `export_into` wrote for `num_tokens`.
+        """Append what `export_into` wrote of the tokens that follow, up to `num_tokens`.
+
+        Caches that cannot be cut must be empty.
 
         Raises:
-            StoreError: It is damaged, or of another model or KV type; the caches are left empty.
+            StoreError: It is damaged, or of another place, model or KV type; the caches hold what
+                they held.
         """
+        before = self.num_tokens
         expected = self._maker.expected_leaves(num_tokens)
         try:
-            cache_state.read(self._leaves, expected, state, num_tokens)
+            cache_state.read(self._leaves, expected, state, before, num_tokens)
         except BaseException:
-            self._clear()
+            self.truncate(before)
             raise
         self.num_tokens = num_tokens
 

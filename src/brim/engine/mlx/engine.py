@@ -29,7 +29,7 @@ from brim.engine.mlx.sampler import SAMPLERS, Draw, Drawn, SequenceSampler, draw
 from brim.engine.mlx.self_check import check
 from brim.engine.mlx.sequence import MlxSequence
 from brim.engine.mlx.tokenizer import HfTokenizer
-from brim.errors import BrimError, Busy, DoesNotFit, EngineError
+from brim.errors import BrimError, Busy, DoesNotFit, EngineError, StoreError
 
 VERSION = f"mlx-{version('mlx')} mlx-lm-{library.version()}"
 
@@ -83,7 +83,7 @@ class MlxEngine(Engine):
             can_truncate=maker.can_truncate,
             can_fork_prefix=maker.can_fork_prefix,
             forks_share_kv=False,
-            can_export_range=False,
+            can_export_range=maker.can_truncate,
             can_shift=False,
             batches_sequences=self._decoder.form is not None,
             can_resize_kv=True,
@@ -133,27 +133,50 @@ class MlxEngine(Engine):
         guards.check_fork(len(src.tokens), len(dst.tokens), num_tokens)
         if num_tokens == 0:
             return
-        if not self._caches.can_fork_prefix:
-            owner = f"mlx: the state of {self._plan.model.architecture}"
-            guards.check_whole(len(src.tokens), num_tokens, owner)
         guards.check_room(num_tokens, self._num_free, Busy)
         with _backend_errors():
             self._decoder.release(src.caches)
             self._decoder.release(dst.caches)
+            if not src.caches.can_cut(num_tokens):
+                owner = f"mlx: the state of {self._plan.model.architecture}"
+                guards.check_whole(len(src.tokens), num_tokens, owner)
             dst.caches = src.caches.fork(num_tokens, dst.max_tokens)
         dst.tokens = src.tokens[:num_tokens]
 
     def truncate(self, seq_id: int, num_tokens: int) -> None:
         sequence = self._known(seq_id)
         guards.check_truncate(len(sequence.tokens), num_tokens)
-        if 0 < num_tokens < len(sequence.tokens) and not self._caches.can_truncate:
-            raise EngineError(f"mlx: the state of {self._plan.model.architecture} cannot be cut")
         with _backend_errors():
             self._decoder.release(sequence.caches)
+            if not sequence.caches.can_cut(num_tokens):
+                architecture = self._plan.model.architecture
+                raise EngineError(
+                    f"mlx: the state of {architecture} cannot be cut to {num_tokens} tokens"
+                )
             if num_tokens < len(sequence.tokens):
                 sequence.caches.truncate(num_tokens)
         del sequence.tokens[num_tokens:]
         sequence.sampler.restart()
+
+    def can_keep(self, seq_id: int, num_tokens: int) -> bool:
+        return super().can_keep(seq_id, num_tokens) or (
+            num_tokens < self.num_tokens(seq_id) and self._known(seq_id).caches.can_cut(num_tokens)
+        )
+
+    def move(self, source: int, target: int) -> None:
+        """See the base class; the buffers change hands, and grow once if the target needs more.
+
+        A pass that went ahead stays good: it depends on the tokens, not on who draws them.
+        """
+        src, dst = self._known(source), self._known(target)
+        guards.check_fork(len(src.tokens), len(dst.tokens), len(src.tokens))
+        if source == target:
+            raise EngineError(f"sequence {source} cannot be moved to itself")
+        with _backend_errors():
+            self._decoder.forget(dst.caches)
+        src.caches.expect(dst.max_tokens)
+        dst.caches, dst.tokens = src.caches, src.tokens
+        del self._sequences[source]
 
     def shift(self, seq_id: int, num_kept: int, num_dropped: int) -> None:
         guards.check_shift(len(self._known(seq_id).tokens), num_kept, num_dropped)
@@ -172,15 +195,18 @@ class MlxEngine(Engine):
         allocate: Allocate | None = None,
     ) -> memoryview:
         sequence = self._known(seq_id)
-        end = guards.check_range(len(sequence.tokens), start, end)
-        guards.check_whole_range(len(sequence.tokens), start, end, "mlx: KV")
+        length = len(sequence.tokens)
+        end = guards.check_range(length, start, end)
+        if not self._caches.can_truncate:
+            guards.check_whole_range(length, start, end, "mlx: KV of this model")
+        caches = sequence.caches
         with _backend_errors():
-            self._decoder.release(sequence.caches)
+            self._decoder.release(caches)
             return kv_block.write(
                 self._identity,
-                sequence.tokens,
-                sequence.caches.export_size(),
-                sequence.caches.export_into,
+                sequence.tokens[start:end],
+                caches.export_size(start, end),
+                lambda address, size: caches.export_into(address, size, start, end),
                 start=start,
                 allocate=allocate,
             )
@@ -189,11 +215,13 @@ class MlxEngine(Engine):
         sequence = self._known(seq_id)
         block = kv_block.read(self._identity, blob)
         kv_block.check_place(block, len(sequence.tokens), self._plan.context_tokens)
+        if block.start > 0 and not self._caches.can_truncate:
+            raise StoreError("mlx: KV of this model is kept whole, and this is a part")
         guards.check_room(len(block.tokens), self._num_free, DoesNotFit)
         with _backend_errors():
             self._decoder.release(sequence.caches)
-            sequence.caches.import_from(block.state, len(block.tokens))
-        sequence.tokens = block.tokens
+            sequence.caches.import_from(block.state, block.start + len(block.tokens))
+        sequence.tokens += block.tokens
 
     def resize_kv(self, num_tokens: int) -> None:
         """Sequences own their memory, so a pool is only a bound; what was freed goes back now."""

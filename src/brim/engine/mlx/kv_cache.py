@@ -168,6 +168,21 @@ class LayerKV(ABC):
         self._write(parts, 0)
         self.offset = num_tokens
 
+    def append(self, parts: Sequence[mx.array]) -> None:
+        """Add the rows of another cache that follow what is held here.
+
+        Args:
+            parts: Shape (1, heads, rows, width) each.
+        """
+        num_rows = parts[0].shape[2]
+        self._make_room(num_rows, parts)
+        self._write(parts, self.offset - self.first)
+        self.offset += num_rows
+
+    def expect(self, capacity_tokens: int | None) -> None:
+        """Be for so many tokens from now on; taken when what is there is full."""
+        self._capacity_tokens = capacity_tokens
+
     def _place(self, first: int) -> None:
         """The position of the first token to be `put` where nothing was before."""
         self.offset = first
