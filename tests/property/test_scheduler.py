@@ -1,16 +1,28 @@
-"""The scheduler as a state machine: requests come, leave and run in any order."""
+"""The scheduler as a state machine: requests come, leave and run in any order, and share prefixes.
+
+Every answer is compared with what a fresh engine makes of its prompt alone: whatever was reused,
+restored from disk, forked, waited for or evicted on the way, it must be the same.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.driver import generate
 from support.models import plan_for
+from support.toy_variants import VARIANTS
 
 from brim.core.answer import Delta, FinishReason
+from brim.core.cache import CacheOptions
+from brim.core.request import Priority
 from brim.core.sampling import SamplingParams
-from brim.core.step import StepPlan
 from brim.engine.byte_tokenizer import ByteTokenizer
-from brim.engine.toy import ToyEngine
 from brim.errors import BrimError, EngineError
+from brim.prefix_cache.store import Model, PrefixCache
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 
@@ -18,73 +30,139 @@ MAX_SEQUENCES = 4
 KV_TOKENS = 400
 MAX_OPEN_REQUESTS = 12
 # Every open request may have to be read and decoded before the one that is looked at, a token a
-# step at worst; and shorter prompts pass a longer one a bounded number of times.
-MAX_STEPS_TO_AN_END = MAX_OPEN_REQUESTS * KV_TOKENS
+# step at worst; and a step in which one piece is exported feeds nothing.
+MAX_STEPS_TO_AN_END = 2 * MAX_OPEN_REQUESTS * KV_TOKENS
 
+DEVICE_GONE = "toy: the device is gone"
 
-class BreakableEngine(ToyEngine):
-    """Fails the next step when told to, as a backend may at any time."""
+BREAKABLE = ["submit", "open", "fork", "truncate", "shift", "export_kv", "import_kv"]
+"""Calls of the engine that may fail at any time."""
 
-    is_broken = False
-
-    def submit(self, plan: StepPlan) -> None:
-        if self.is_broken:
-            self.is_broken = False
-            raise EngineError("toy: the device is gone")
-        super().submit(plan)
+PIECES = [[(17 * number + i * i) % 251 for i in range(20 + 13 * number)] for number in range(4)]
+"""Prompts are made of these, so that many begin alike."""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Adds, cancels, breaks and steps; the invariants are checked after each."""
+    """Adds, cancels, breaks, restarts and steps; the invariants are checked after each."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = BreakableEngine()
+        self.directory = tempfile.TemporaryDirectory()
+        self.cache: PrefixCache | None = None
         self.owed: dict[int, set[int]] = {}
+        self.requests: dict[int, ScheduledRequest] = {}
+        self.texts: dict[tuple[int, int], str] = {}
         self.next_ticket = 0
+        self.now_s = 0.0
 
-    @initialize(batch_tokens=st.sampled_from([4, 17, 64, 256]))
-    def load(self, batch_tokens: int) -> None:
-        plan = plan_for(
+    @initialize(
+        batch_tokens=st.sampled_from([4, 17, 64, 256]),
+        variant=st.sampled_from(sorted(VARIANTS)),
+        max_sequences=st.sampled_from([1, 2, MAX_SEQUENCES]),
+        has_cache=st.booleans(),
+    )
+    def load(self, batch_tokens: int, variant: str, max_sequences: int, has_cache: bool) -> None:
+        self.plan = plan_for(
             "toy",
             context_tokens=200,
             kv_tokens=KV_TOKENS,
-            max_sequences=MAX_SEQUENCES,
+            max_sequences=max_sequences,
             max_batch_tokens=batch_tokens,
         )
-        self.engine.load(plan)
-        self.scheduler = Scheduler(self.engine, plan)
+        self.variant, self.has_cache = variant, has_cache
+        self.start()
+
+    def start(self) -> None:
+        """A new process, as it were: nothing but the directory is left."""
+        if self.cache is not None:
+            self.cache.close()
+        self.engine = VARIANTS[self.variant]()
+        self.broken: str | None = None
+        for name in BREAKABLE:
+            setattr(self.engine, name, self.or_fail(name, getattr(self.engine, name)))
+        self.engine.load(self.plan)
+        self.cache = self.open_cache() if self.has_cache else None
+        self.scheduler = Scheduler(
+            self.engine, self.plan, cache=self.cache, min_kept_tokens=16, clock=self.tick
+        )
+
+    def or_fail(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The engine's method, which fails the next time when told to, as a backend's may."""
+
+        def method(*arguments: Any, **keywords: Any) -> Any:
+            if self.broken == name:
+                self.broken = None
+                raise EngineError(DEVICE_GONE)
+            return call(*arguments, **keywords)
+
+        return method
+
+    def tick(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+    def open_cache(self) -> PrefixCache:
+        capabilities = self.engine.capabilities
+        return PrefixCache(
+            CacheOptions(
+                directory=str(Path(self.directory.name) / "store"),
+                budget_bytes=200_000,
+                daily_write_bytes=2**40,
+                free_disk_floor_bytes=0,
+                max_inflight_bytes=2**30,
+                min_tokens=16,
+            ),
+            Model(name="toy", paths=(), identity=self.engine.kv_identity),
+            can_cut=capabilities.can_truncate,
+            can_export_range=capabilities.can_export_range,
+        )
 
     @precondition(lambda self: len(self.owed) < MAX_OPEN_REQUESTS)
     @rule(
-        num_prompt_tokens=st.integers(1, 150),
-        max_tokens=st.integers(1, 60),
-        num_choices=st.integers(1, 5),
+        pieces=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+        num_more=st.integers(0, 30),
+        max_tokens=st.integers(1, 60) | st.integers(100, 190),
+        num_choices=st.integers(1, 3),
         stop=st.sampled_from([(), ("e",), ("ab", " "), ("never!",)]),
         seed=st.integers(0, 2**31),
+        namespace=st.sampled_from(["", "", "other"]),
+        use_cache=st.sampled_from([True, True, True, False]),
+        priority=st.sampled_from(list(Priority)),
+        has_boundaries=st.booleans(),
+        shift_keep_tokens=st.sampled_from([None, 8]),
     )
     def add(
         self,
-        num_prompt_tokens: int,
-        max_tokens: int,
-        num_choices: int,
-        stop: tuple[str, ...],
+        pieces: list[int],
+        num_more: int,
+        has_boundaries: bool,
+        shift_keep_tokens: int | None,
         seed: int,
+        num_choices: int,
+        **fields: Any,
     ) -> None:
         self.next_ticket += 1
+        prompt = [token for piece in pieces for token in PIECES[piece]]
+        ends = [sum(len(PIECES[piece]) for piece in pieces[: i + 1]) for i in range(len(pieces))]
+        if not self.engine.capabilities.can_shift:
+            shift_keep_tokens = None
         request = ScheduledRequest(
             ticket=self.next_ticket,
-            prompt_tokens=[(seed + i) % 256 for i in range(num_prompt_tokens)],
-            max_tokens=max_tokens,
+            prompt_tokens=prompt + [(seed + i) % 256 for i in range(num_more)],
             num_choices=num_choices,
-            stop=stop,
             sampling=SamplingParams(seed=seed, logit_bias=((ByteTokenizer.EOS, 2.0),)),
+            boundaries=tuple(ends) if has_boundaries else (),
+            turn_starts=(0, *ends[:-1]),
+            shift_keep_tokens=shift_keep_tokens,
+            arrived_s=self.now_s,
+            **fields,
         )
         try:
             self.scheduler.add(request)
         except BrimError:
             return  # refused: nothing is owed
         self.owed[self.next_ticket] = set(range(num_choices))
+        self.requests[self.next_ticket] = request
 
     @precondition(lambda self: self.owed)
     @rule(data=st.data())
@@ -93,9 +171,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.cancel(ticket)
         del self.owed[ticket]
 
+    @rule(name=st.sampled_from(BREAKABLE))
+    def break_engine(self, name: str) -> None:
+        self.broken = name
+
+    @precondition(lambda self: self.has_cache)
     @rule()
-    def break_engine(self) -> None:
-        self.engine.is_broken = True
+    def restart(self) -> None:
+        """The process is gone with what it owed; the store is not."""
+        self.owed.clear()
+        if self.cache is not None:
+            self.cache.flush()
+        self.start()
 
     @rule(num_steps=st.integers(1, 20))
     def step(self, num_steps: int) -> None:
@@ -136,34 +223,66 @@ class SchedulerMachine(RuleBasedStateMachine):
         for ticket, delta in deltas:
             assert ticket in self.owed, f"a delta for {ticket}, which has ended or was cancelled"
             assert delta.index in self.owed[ticket], f"choice {delta.index} of {ticket} goes on"
+            key = (ticket, delta.index)
+            self.texts[key] = self.texts.get(key, "") + delta.text
             if delta.finish_reason is not None:
-                assert delta.finish_reason is not FinishReason.CANCELLED
-                assert (delta.error is not None) == (delta.finish_reason is FinishReason.ERROR)
+                self.check_end(ticket, delta)
                 self.owed[ticket].remove(delta.index)
                 if not self.owed[ticket]:
                     del self.owed[ticket]
+
+    def check_end(self, ticket: int, last: Delta) -> None:
+        """An answer that came to its end is the one that the prompt alone would have got."""
+        assert last.finish_reason is not FinishReason.CANCELLED
+        assert (last.error is not None) == (last.finish_reason is FinishReason.ERROR)
+        request = self.requests[ticket]
+        if last.error is not None:
+            assert last.error.message == DEVICE_GONE, "the scheduler promised what it has not"
+        if last.error is not None or last.timings is None or last.timings.num_shifted_tokens:
+            return
+        engine = VARIANTS["sharing"]()
+        engine.load(self.plan)
+        seed = request.sampling.seed or 0
+        sampling = SamplingParams(seed=seed + last.index, logit_bias=((ByteTokenizer.EOS, 2.0),))
+        num_tokens = last.timings.num_completion_tokens
+        chunk = self.plan.max_batch_tokens
+        run = generate(engine, request.prompt_tokens, num_tokens, sampling, chunk=chunk)
+        text = engine.tokenizer.decode([t for t in run.tokens if t != ByteTokenizer.EOS])
+        told = self.texts[ticket, last.index]
+        if last.stop_string is not None:
+            text = text[: text.index(last.stop_string)]
+        assert told == text, f"choice {last.index} of {ticket} is not what it is alone"
 
     @invariant()
     def limits_hold(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        assert self.scheduler.num_sequences == len(self.engine._sequences) <= MAX_SEQUENCES
-        assert self.engine._num_used <= KV_TOKENS
-        assert self.scheduler.has_work == bool(self.owed)
+        pool = self.scheduler._pool
+        assert len(pool._open) == len(self.engine._sequences) <= self.plan.max_sequences
+        # A sequence that was shifted counts as if it shared nothing.
+        assert self.engine._num_used <= pool._cells.num_used <= KV_TOKENS
+        if not any(r.shift_keep_tokens is not None for r in self.requests.values()):
+            assert self.engine._num_used == pool._cells.num_used
+        assert pool._cells.num_used + pool._num_promised <= KV_TOKENS
+        for held in pool._open.values():
+            assert held.tokens.view().tolist() == self.engine._sequences[held.seq_id].tokens
         if not self.owed:
             assert self.scheduler.num_sequences == 0
-            assert self.engine._num_used == 0
+            assert pool._num_promised == 0
 
     def teardown(self) -> None:
-        """Everything ends, and nothing is left behind."""
-        if not hasattr(self, "scheduler"):
-            return
-        for _ in range(MAX_STEPS_TO_AN_END):
-            if not self.scheduler.has_work:
-                break
-            self.take(self.scheduler.step())
-        assert not self.owed
-        self.limits_hold()
+        """Everything ends, and nothing but idle sequences is left behind."""
+        if hasattr(self, "scheduler"):
+            for _ in range(MAX_STEPS_TO_AN_END):
+                if not self.scheduler.has_work:
+                    break
+                self.take(self.scheduler.step())
+            assert not self.owed
+            assert not self.scheduler.has_work
+            self.limits_hold()
+        if self.cache is not None:
+            self.cache.close()
+        self.directory.cleanup()
 
 
 TestScheduler = SchedulerMachine.TestCase

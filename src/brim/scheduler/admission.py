@@ -9,7 +9,12 @@ from brim.errors import ContextOverflow, InvalidRequest
 
 
 def answer_bound(
-    num_prompt_tokens: int, max_tokens: int | None, *, context_tokens: int, answer_tokens: int
+    num_prompt_tokens: int,
+    max_tokens: int | None,
+    *,
+    context_tokens: int,
+    answer_tokens: int,
+    may_outgrow: bool = False,
 ) -> int:
     """Most tokens that one choice may produce.
 
@@ -18,6 +23,7 @@ def answer_bound(
         max_tokens: What the client asked for; None leaves it to the two below.
         context_tokens: The window: prompt and answer together.
         answer_tokens: Bound of an answer for which no `max_tokens` was given.
+        may_outgrow: The window bounds the prompt alone: older tokens go as the answer grows.
 
     Raises:
         ContextOverflow: Prompt, or prompt and `max_tokens`, are over the window.
@@ -26,6 +32,8 @@ def answer_bound(
     Example:
         >>> answer_bound(8000, None, context_tokens=8192, answer_tokens=1024)
         192
+        >>> answer_bound(8000, 900, context_tokens=8192, answer_tokens=1024, may_outgrow=True)
+        900
     """
     room = context_tokens - num_prompt_tokens
     if room < 1:
@@ -34,12 +42,12 @@ def answer_bound(
             f"{1 - room} or load with a larger --context"
         )
     if max_tokens is None:
-        return min(answer_tokens, room)
+        return answer_tokens if may_outgrow else min(answer_tokens, room)
     if max_tokens < 1:
         raise InvalidRequest(
             f"max_tokens is {max_tokens}; it must be at least 1", param="max_tokens"
         )
-    if max_tokens > room:
+    if max_tokens > room and not may_outgrow:
         raise ContextOverflow(
             f"prompt is {num_prompt_tokens} tokens and max_tokens {max_tokens}, context is "
             f"{context_tokens}; ask for at most {room} or load with a larger --context",

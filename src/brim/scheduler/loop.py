@@ -1,46 +1,41 @@
 """The scheduling loop: `schedule` builds one step, the engine runs it, `absorb` makes text of it.
 
-Continuous batching: each step carries the pending token of every decoding choice, and as many
-prompt rows as leave the step short.  No sockets, no threads, and the clock is handed in; one thread
-calls everything here.  Every job that was added ends exactly once: each choice with one delta that
-has a finish reason, or the whole job by `cancel`, without a word.
+Continuous batching by time: each step carries the pending token of every decoding choice, and as
+many prompt rows as keep it under the stall target.  No sockets, no threads, and the clock is handed
+in; one thread calls everything here.  Every job that was added ends exactly once: each choice with
+one delta that has a finish reason, or the whole job by `cancel`, without a word.
 """
 
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from brim.chat.stream import TextStream
-from brim.core.answer import Delta, ErrorInfo, FinishReason, TokenLogprob
+from brim.core.answer import ErrorInfo, FinishReason
+from brim.core.cache import PrefixStats
 from brim.core.plan import Plan
 from brim.core.step import Feed, Sampled, StepPlan, StepResult
 from brim.engine.base import Engine
 from brim.errors import BrimError, Busy, ConfigError, InvalidRequest
+from brim.prefix_cache.store import PrefixCache
 from brim.scheduler.admission import answer_bound, check_choices, check_fits, kv_bound
+from brim.scheduler.answers import Deltas, advance, ending, error_deltas
+from brim.scheduler.order import urgency
+from brim.scheduler.pace import StepPace
+from brim.scheduler.pool import Pool
+from brim.scheduler.reuse import Placement, Reuse
 from brim.scheduler.sequence import Choice, Job, Prefill, ScheduledRequest
 
 _log = logging.getLogger(__name__)
 
-TILE_ROWS = 16
-"""The cost of a step grows in stairs of this many rows; a step in between pays for the next stair.
-Source: measured on llama.cpp's CPU backend, where 65 rows cost far more than 64."""
+DEFAULT_STALL_TARGET_S = 0.3
+"""A pause that readers of an answer hardly notice."""
 
-MIXED_STEP_ROWS = 64
-"""Rows of a step in which something decodes.  With chunks of 64 a long prompt's first token comes
-15 % later than without the decoding client; with 16, 32 and 48 it is 87, 36 and 20 %."""
-
-PREFILL_STEP_ROWS = 512
-"""Rows of a step in which nothing decodes: nobody waits for it, and larger gains no speed."""
-
-AGEING_TOKENS = 64
-"""A prompt that was passed over counts as this much shorter in the next step.  As many as a mixed
-step reads, so that a prompt waits for later and shorter ones about as long as reading it takes."""
-
-Deltas = list[tuple[int, Delta]]
+MIN_KEPT_ON_DISK = 128
+"""Tokens; where no settings say otherwise."""
 
 
 class Scheduler:
@@ -52,6 +47,9 @@ class Scheduler:
     Args:
         engine: A loaded engine that nobody else steps.
         plan: The plan it was loaded with.
+        cache: Where prefixes are kept on disk; None keeps none.
+        stall_target_s: Longest step while something decodes.
+        min_kept_tokens: Shortest prefix that is worth a place on disk.
         clock: Seconds; only differences count.
         draw_seed: A fresh seed for a request that has none.
 
@@ -64,6 +62,9 @@ class Scheduler:
         engine: Engine,
         plan: Plan,
         *,
+        cache: PrefixCache | None = None,
+        stall_target_s: float = DEFAULT_STALL_TARGET_S,
+        min_kept_tokens: int = MIN_KEPT_ON_DISK,
         clock: Callable[[], float] = time.monotonic,
         # 31 bits: below every backend's "no seed" value.
         draw_seed: Callable[[], int] = lambda: secrets.randbits(31),
@@ -74,37 +75,55 @@ class Scheduler:
                 "rows; every sequence needs a row in each step"
             )
         self._engine = engine
+        self._tokenizer = engine.tokenizer
         self._plan = plan
         self._clock = clock
         self._draw_seed = draw_seed
-        self._eog_tokens = engine.tokenizer.eog_tokens
+        self._stall_target_s = stall_target_s
         self._forks_share_kv = engine.capabilities.forks_share_kv
+        self._pool = Pool(engine, plan, clock)
+        self._pace = StepPace(stall_target_s, plan.max_batch_tokens, engine.capabilities.tile_rows)
+        self._reuse = Reuse(
+            engine, plan, self._pool, cache, min_tokens=min_kept_tokens, clock=clock
+        )
         self._jobs: dict[int, Job] = {}
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._prefilling: list[Prefill] = []
         self._decoding: list[Choice] = []
         self._num_added = 0
-        self._num_sequences = 0
-        self._kv_tokens_reserved = 0
-        # The step that is under way: prompt chunks, and who draws a token, in the feeds' order.
+        self._num_shifting = 0
+        # The step that is under way: prompt chunks, who fed a drawn token, who draws one (in the
+        # feeds' order), when it began, and whose sequences go when it is over.
         self._chunks: list[tuple[Prefill, int]] = []
+        self._fed: list[Choice] = []
         self._sampling: list[Choice] = []
+        self._step_started_s = 0.0
+        self._leaving: list[Choice] = []
         self._deltas: Deltas = []
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would get anything further."""
-        return bool(self._jobs)
+        """Whether a round would get anything further."""
+        return bool(self._jobs) or self._reuse.has_exports
 
     @property
     def num_sequences(self) -> int:
-        """Engine sequences that are open."""
-        return self._num_sequences
+        """Engine sequences that requests hold."""
+        return self._pool.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a sequence."""
+        return len(self._waiting)
+
+    def stats(self) -> PrefixStats:
+        """What was reused so far."""
+        return self._reuse.stats()
 
     def tickets_in_step(self) -> set[int]:
         """Whose tokens the step that is under way feeds."""
         tickets = {choice.job.request.ticket for choice in self._sampling}
-        tickets.update(prefill.choice.job.request.ticket for prefill, _ in self._chunks)
+        tickets.update(prefill.job.request.ticket for prefill, _ in self._chunks)
         return tickets
 
     def add(self, request: ScheduledRequest) -> None:
@@ -126,12 +145,15 @@ class Scheduler:
             request.max_tokens,
             context_tokens=self._plan.context_tokens,
             answer_tokens=request.max_tokens,
+            may_outgrow=request.shift_keep_tokens is not None,
         )
         kv_tokens = kv_bound(
             num_prompt_tokens,
-            max_tokens,
+            # What outgrows the window never holds more than it.
+            min(max_tokens, self._plan.context_tokens - num_prompt_tokens),
             request.num_choices,
-            forks_share_kv=self._forks_share_kv,
+            # What may be shifted needs cells of its own for that.
+            forks_share_kv=self._forks_share_kv and request.shift_keep_tokens is None,
         )
         check_fits(kv_tokens, self._plan)
         seed = request.sampling.seed
@@ -142,7 +164,10 @@ class Scheduler:
             kv_tokens=kv_tokens,
             seed=self._draw_seed() if seed is None else seed,
         )
+        job.num_ahead = len(self._waiting)
+        job.num_likely_cached = self._reuse.num_in_memory(job)
         self._num_added += 1
+        self._num_shifting += request.shift_keep_tokens is not None
         self._jobs[request.ticket] = job
         self._waiting.append(job)
 
@@ -154,7 +179,7 @@ class Scheduler:
         job = self._jobs.get(ticket)
         if job is not None:
             for choice in tuple(job.choices):
-                self._close(choice)
+                self._leave(choice)
             self._forget(job)
 
     def step(self) -> Deltas:
@@ -171,46 +196,56 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None where there is nothing to feed."""
-        self._admit()
+        started_s = self._clock()
+        if self._waiting:
+            self._admit(started_s)
+        if self._prefilling or self._reuse.has_exports:
+            self._move_kv(started_s)
+        if self._num_shifting:
+            self._make_window()
 
         # Decode: every choice feeds the token that it drew last.
-        feeds = [Feed(choice.seq_id, (choice.pending,)) for choice in self._decoding]
+        feeds = [Feed(choice.held.seq_id, (choice.pending,)) for choice in self._decoding]
+        self._fed = self._decoding.copy()
         self._sampling = self._decoding.copy()
         self._chunks = []
 
-        # Prefill: shortest remaining prompt first, so that a short question is not held up by a
-        # document, until ageing has made up the difference.
+        now_s = self._clock()
         if self._prefilling:
-            self._prefilling.sort(key=_reading_order)
-            num_rows_left = self._num_prefill_rows(len(feeds))
+            self._prefilling.sort(key=lambda prefill: self._urgency(prefill, now_s))
+            num_rows_left = self._pace.prefill_rows(len(feeds), now_s - started_s)
             for prefill in self._prefilling:
-                num_rows = min(prefill.num_remaining, num_rows_left)
-                if num_rows == 0:
-                    prefill.age += 1
+                if prefill.segments:
                     continue
+                end = min(prefill.num_done + num_rows_left, prefill.next_stop())
+                num_rows = end - prefill.num_done
+                if num_rows == 0:
+                    break
                 num_rows_left -= num_rows
-                start, end = prefill.num_done, prefill.num_done + num_rows
-                prompt_tokens = prefill.choice.job.request.prompt_tokens
-                is_last = end == len(prompt_tokens)
-                feeds.append(Feed(prefill.choice.seq_id, prompt_tokens[start:end], is_last))
+                tokens = prefill.job.prompt[prefill.num_done : end].tolist()
+                is_last = end == len(prefill.job.prompt)
+                feeds.append(Feed(prefill.choice.held.seq_id, tokens, is_last))
                 self._chunks.append((prefill, num_rows))
                 if is_last:
                     self._sampling.append(prefill.choice)
 
+        self._step_started_s = now_s
         return StepPlan(feeds) if feeds else None
 
     def absorb(self, result: StepResult) -> None:
         """Make deltas of what the scheduled step drew.  Choices cancelled meanwhile are skipped."""
         now_s = self._clock()
+        num_rows = sum(num_rows for _, num_rows in self._chunks)
+        self._pace.observe(len(self._fed), num_rows, now_s - self._step_started_s)
+        for choice in self._fed:
+            self._pool.feed_one(choice.held, choice.pending)
         for prefill, num_rows in self._chunks:
-            prefill.num_done += num_rows
-            if prefill.num_remaining == 0 and prefill.choice.is_open:
-                self._finish_prefill(prefill)
-        for choice, sampled in zip(self._sampling, result.sampled, strict=True):
+            self._note_read(prefill, num_rows)
+        sampling = self._sampling
+        self._end_step()
+        for choice, sampled in zip(sampling, result.sampled, strict=True):
             if choice.is_open:
                 self._accept(choice, sampled, now_s)
-        self._sampling = []
-        self._chunks = []
 
     def fail(self, error: BrimError) -> None:
         """End what was in the scheduled step, because the engine refused or broke it.
@@ -218,10 +253,13 @@ class Scheduler:
         Without KV room the engine has changed nothing, so only the newest request pays for it.
         """
         jobs = {choice.job.number: choice.job for choice in self._sampling}
-        jobs.update({prefill.choice.job.number: prefill.choice.job for prefill, _ in self._chunks})
+        jobs.update({prefill.job.number: prefill.job for prefill, _ in self._chunks})
         running = [jobs[number] for number in sorted(jobs) if jobs[number].choices]
-        self._sampling = []
-        self._chunks = []
+        for choice in self._leaving:
+            # How much of the step its sequence has taken is not known.
+            self._pool.close(choice.held)
+        self._leaving = []
+        self._end_step()
         if isinstance(error, Busy) and running:
             # Admission promised room for every job, so this is a defect, not a full machine.
             _log.error("step without KV room, ending the newest of %d: %s", len(running), error)
@@ -236,174 +274,219 @@ class Scheduler:
             self._deltas = []
         return deltas
 
-    def _num_prefill_rows(self, num_decode_rows: int) -> int:
-        """Prompt rows of a step: fill it to whole tiles, and never less than one tile."""
-        if num_decode_rows == 0:
-            num_rows = PREFILL_STEP_ROWS
-        else:
-            num_tiles = -(-num_decode_rows // TILE_ROWS) + 1
-            num_rows = max(MIXED_STEP_ROWS, num_tiles * TILE_ROWS)
-        return min(num_rows, self._plan.max_batch_tokens) - num_decode_rows
+    # --- admission -------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        """Open sequences for waiting jobs, first come, first served, while they fit.
+    def _admit(self, now_s: float) -> None:
+        """Open sequences for waiting jobs while they fit, the most urgent first.
 
-        A job that does not fit holds up those behind it: passing it would starve it.
+        A job that does not fit holds up those behind it: passing it would starve it.  One whose
+        prefix is being read by another waits for that, and holds up nobody.
         """
-        while self._waiting:
-            job = self._waiting[0]
-            num_sequences = self._num_sequences + job.request.num_choices
-            kv_tokens = self._kv_tokens_reserved + job.kv_tokens
-            if num_sequences > self._plan.max_sequences or kv_tokens > self._plan.kv_tokens:
+        if self._pool.num_running >= self._plan.max_sequences:
+            return
+        row_s = self._pace.row_s
+        self._waiting.sort(
+            key=lambda job: urgency(job, len(job.prompt) - job.num_likely_cached, now_s, row_s)
+        )
+        for job in self._waiting.copy():
+            if job.awaited is not None and self._is_reading(*job.awaited):
+                continue
+            if job.blocked_at == self._pool.version:
                 return
-            self._waiting.popleft()
-            self._kv_tokens_reserved = kv_tokens
-            job.admitted_s = self._clock()
+            placement = self._reuse.place(job)
+            num_held = placement.match.num_tokens if placement.match else 0
+            if placement.lookup is not None:
+                num_held = placement.lookup.num_tokens
+            job.num_likely_cached = num_held
+            job.awaited = self._reuse.leader(job, self._prefilling, num_held)
+            if job.awaited is not None:
+                continue
+            # What may be shifted needs cells of its own then, whoever holds the others.
+            shared = None if job.request.shift_keep_tokens is not None else placement.match
+            if not self._pool.has_room(job.request.num_choices, job.kv_tokens, shared):
+                job.blocked_at = self._pool.version
+                return
+            self._waiting.remove(job)
+            job.admitted_s = now_s
             try:
-                self._open(job)
+                self._open(job, placement)
             except BrimError as error:
                 self._refuse(job, error)
 
-    def _open(self, job: Job) -> None:
+    def _is_reading(self, prefill: Prefill, num_tokens: int) -> bool:
+        """Whether a prompt is still on its way to so many tokens."""
+        return prefill in self._prefilling and prefill.num_done < num_tokens
+
+    def _rank(self, job: Job, prefill: Prefill, now_s: float) -> tuple[float, int]:
+        return urgency(job, prefill.num_remaining, now_s, self._pace.row_s)
+
+    def _open(self, job: Job, placement: Placement) -> None:
         """Give each choice its sequence and queue the prompt to be read."""
-        request, tokenizer = job.request, self._engine.tokenizer
+        request = job.request
         # The last token that is drawn is never fed.
-        num_fed = len(request.prompt_tokens) + job.max_tokens - 1
+        bound = min(len(job.prompt) + job.max_tokens, self._plan.context_tokens) - 1
+        num_awaited = len(job.prompt) - 1
         for index in range(request.num_choices):
             sampling = msgspec.structs.replace(request.sampling, seed=job.seed + index)
-            seq_id = self._engine.open(sampling, num_fed)
-            self._num_sequences += 1
-            job.choices.append(Choice(job, index, seq_id, TextStream(tokenizer, request.stop)))
+            held = self._pool.open(
+                sampling,
+                bound,
+                job.namespace,
+                None if index else placement.match,
+                num_awaited=num_awaited if index else 0,
+                may_shift=request.shift_keep_tokens is not None,
+            )
+            stream = TextStream(self._tokenizer, request.stop)
+            job.choices.append(Choice(job, index, held, stream))
         prefill = Prefill(job.choices[0], job.choices[1:])
+        self._reuse.begin(prefill, placement)
         self._prefilling.append(prefill)
+        if prefill.num_remaining == 0:
+            self._finish_prefill(prefill)
+
+    # --- rounds ----------------------------------------------------------------------------------
+
+    def _move_kv(self, started_s: float) -> None:
+        """Restore and keep KV between two steps: one piece of each where someone decodes.
+
+        Where nobody does, prompts are restored whole: nothing is held up by it.
+        """
+        most_s = self._stall_target_s / 2
+        for prefill in [prefill for prefill in self._prefilling if prefill.segments]:
+            try:
+                while prefill.segments:
+                    self._reuse.restore_one(prefill)
+                    if self._decoding and self._clock() - started_s > most_s:
+                        break
+            except BrimError as error:
+                self._end_job(prefill.job, error)
+                continue
+            if not prefill.segments and prefill.num_remaining == 0:
+                self._finish_prefill(prefill)
+            if self._decoding and self._clock() - started_s > most_s:
+                return
+        if self._reuse.has_exports and self._clock() - started_s <= most_s:
+            self._reuse.export_one()
+
+    def _urgency(self, prefill: Prefill, now_s: float) -> tuple[float, int]:
+        """As of the most urgent of those who want it read."""
+        followers = [
+            job
+            for job in self._waiting
+            if job.awaited and job.awaited[0] is prefill and prefill.num_done < job.awaited[1]
+        ]
+        return min(self._rank(job, prefill, now_s) for job in [prefill.job, *followers])
+
+    def _make_window(self) -> None:
+        """Shift sequences that fill the window and whose requests allow it."""
+        for choice in self._decoding.copy():
+            num_kept = choice.job.request.shift_keep_tokens
+            num_tokens = len(choice.held.tokens)
+            if num_kept is None or num_tokens < choice.held.bound or not choice.is_open:
+                continue
+            num_kept = min(num_kept, num_tokens - 2)
+            num_dropped = max(1, (num_tokens - num_kept) // 2)
+            try:
+                self._pool.shift(choice.held, num_kept, num_dropped)
+            except BrimError as error:
+                self._end_job(choice.job, error)
+            else:
+                choice.num_shifted_tokens += num_dropped
+
+    def _note_read(self, prefill: Prefill, num_rows: int) -> None:
+        """A chunk is in its sequence; the prompt may be complete with it."""
+        held, start = prefill.choice.held, prefill.num_done
+        if not held.is_open:
+            return  # its job was ended for another's sake
+        self._pool.feed(held, prefill.job.prompt[start : start + num_rows])
+        if not prefill.choice.is_open:
+            return
+        try:
+            self._reuse.paused(prefill)
+        except BrimError as error:
+            self._end_job(prefill.job, error)
+            return
         if prefill.num_remaining == 0:
             self._finish_prefill(prefill)
 
     def _finish_prefill(self, prefill: Prefill) -> None:
         """The prompt is read: its choice decodes, and so do those that fork it."""
-        first, prompt_tokens = prefill.choice, prefill.choice.job.request.prompt_tokens
+        first, prompt = prefill.choice, prefill.job.prompt
         self._prefilling.remove(prefill)
         self._decoding.append(first)
+        self._reuse.finished(prefill)
         if not prefill.followers:
             return
         try:
             for choice in prefill.followers:
                 if prefill.num_target:
-                    self._engine.fork(first.seq_id, choice.seq_id, prefill.num_target)
+                    self._pool.fork(first.held, choice.held, prefill.num_target)
                 choice.num_cached_tokens = prefill.num_target
         except BrimError as error:
             self._end_job(first.job, error)
             return
         self._decoding += prefill.followers
         for choice in first.job.choices:
-            choice.pending = prompt_tokens[-1]
+            choice.pending = int(prompt[-1])
 
     def _accept(self, choice: Choice, sampled: Sampled, now_s: float) -> None:
         """Turn one drawn token into text, or into the end of its choice."""
-        token = sampled.token
-        choice.num_tokens += 1
-        choice.num_unsent += 1
-        if choice.first_token_s is None:
-            choice.first_token_s = now_s
-        if token in self._eog_tokens:
-            self._end(choice, now_s, FinishReason.STOP, choice.stream.finish())
+        delta = advance(choice, sampled, self._tokenizer, now_s)
+        if delta is None:
             return
-        piece = choice.stream.push(token)
-        logprobs = () if sampled.logprob is None else (self._token_logprob(sampled),)
-        if piece.stop_string is not None:
-            self._end(choice, now_s, FinishReason.STOP, piece.text, logprobs, piece.stop_string)
-        elif choice.num_tokens >= choice.job.max_tokens:
-            text = piece.text + choice.stream.finish()
-            self._end(choice, now_s, FinishReason.LENGTH, text, logprobs)
-        else:
-            choice.pending = token
-            if piece.text or logprobs:
-                delta = Delta(
-                    index=choice.index,
-                    text=piece.text,
-                    num_tokens=choice.num_unsent,
-                    logprobs=logprobs,
-                )
-                choice.num_unsent = 0
-                self._deltas.append((choice.job.request.ticket, delta))
-
-    def _token_logprob(self, sampled: Sampled) -> TokenLogprob:
-        piece = self._engine.tokenizer.piece
-        return TokenLogprob(
-            token_id=sampled.token,
-            piece=piece(sampled.token, special=True),
-            logprob=0.0 if sampled.logprob is None else sampled.logprob,
-            top=tuple((token, piece(token, special=True), value) for token, value in sampled.top),
-        )
-
-    def _end(
-        self,
-        choice: Choice,
-        now_s: float,
-        reason: FinishReason,
-        text: str = "",
-        logprobs: tuple[TokenLogprob, ...] = (),
-        stop_string: str | None = None,
-        error: ErrorInfo | None = None,
-    ) -> None:
-        """Give a choice its last delta and free its sequence."""
-        delta = Delta(
-            index=choice.index,
-            text=text,
-            num_tokens=choice.num_unsent,
-            logprobs=logprobs,
-            finish_reason=reason,
-            stop_string=stop_string,
-            timings=choice.timings(now_s),
-            error=error,
-        )
         self._deltas.append((choice.job.request.ticket, delta))
-        self._close(choice)
-        if not choice.job.choices:
-            self._forget(choice.job)
+        if delta.finish_reason is not None:
+            self._leave(choice)
+            if not choice.job.choices:
+                self._forget(choice.job)
+
+    # --- endings ---------------------------------------------------------------------------------
+
+    def _end_step(self) -> None:
+        """Nothing is under way any more: let go of what was cancelled meanwhile."""
+        self._sampling, self._fed, self._chunks = [], [], []
+        leaving, self._leaving = self._leaving, []
+        for choice in leaving:
+            self._pool.retire(choice.held)
 
     def _end_job(self, job: Job, error: BrimError) -> None:
-        """End every open choice with the error."""
+        """End every open choice with the error; what its sequences hold is not to be trusted."""
         now_s, info = self._clock(), ErrorInfo.of(error)
         for choice in tuple(job.choices):
-            self._end(choice, now_s, FinishReason.ERROR, error=info)
+            delta = ending(choice, now_s, FinishReason.ERROR, error=info)
+            self._deltas.append((job.request.ticket, delta))
+            self._take_out(choice)
+            self._pool.close(choice.held)
+        self._forget(job)
 
     def _refuse(self, job: Job, error: BrimError) -> None:
         """End a job whose sequences could not all be opened."""
         for choice in tuple(job.choices):
-            self._close(choice)
+            self._take_out(choice)
+            self._pool.close(choice.held)
         self._forget(job)
         self._deltas += error_deltas(job.request.ticket, job.request.num_choices, error)
 
-    def _close(self, choice: Choice) -> None:
-        """Free a choice's sequence and take it out of whatever list it stands in."""
+    def _leave(self, choice: Choice) -> None:
+        """Let a choice's sequence go idle: now, or when the step that feeds it is over."""
+        self._take_out(choice)
+        if choice in self._fed or any(prefill.choice is choice for prefill, _ in self._chunks):
+            self._leaving.append(choice)
+        else:
+            self._pool.retire(choice.held)
+
+    def _take_out(self, choice: Choice) -> None:
+        """Take a choice out of whatever list it stands in."""
         choice.is_open = False
         choice.job.choices.remove(choice)
-        self._engine.close(choice.seq_id)
-        self._num_sequences -= 1
         if choice in self._decoding:
             self._decoding.remove(choice)
         else:
             self._prefilling = [p for p in self._prefilling if p.choice is not choice]
 
     def _forget(self, job: Job) -> None:
-        """Give a job's KV bound back; nothing of it remains."""
+        """Nothing of a job remains."""
         del self._jobs[job.request.ticket]
+        self._num_shifting -= job.request.shift_keep_tokens is not None
         if job.admitted_s is None:
             self._waiting.remove(job)
-        else:
-            self._kv_tokens_reserved -= job.kv_tokens
-
-
-def error_deltas(ticket: int, num_choices: int, error: BrimError) -> Deltas:
-    """The ending of a request that never ran: the error, for every choice."""
-    info = ErrorInfo.of(error)
-    return [
-        (ticket, Delta(index=index, finish_reason=FinishReason.ERROR, error=info))
-        for index in range(num_choices)
-    ]
-
-
-def _reading_order(prefill: Prefill) -> tuple[int, int]:
-    """Sort key: prompt tokens left, less what waiting has earned; ties first come, first served."""
-    return (prefill.num_remaining - AGEING_TOKENS * prefill.age, prefill.choice.job.number)

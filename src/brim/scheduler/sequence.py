@@ -1,16 +1,22 @@
 """What the scheduler remembers of a request: the request, its choices, and prompts being read.
 
-Plain mutable records with slots; loop.py alone changes them.
+Plain mutable records with slots; loop.py and reuse.py alone change them.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from brim.chat.stream import TextStream
 from brim.core.answer import Timings
+from brim.core.cache import CacheReport
 from brim.core.request import Priority
 from brim.core.sampling import SamplingParams
+from brim.prefix_cache.store import Segment
+from brim.scheduler.pool import Held
+from brim.scheduler.tokens import Tokens
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +49,21 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Job:
     """A request from `add` to the end of its last choice."""
 
-    __slots__ = ("admitted_s", "choices", "kv_tokens", "max_tokens", "number", "request", "seed")
+    __slots__ = (
+        "admitted_s",
+        "awaited",
+        "blocked_at",
+        "choices",
+        "kv_tokens",
+        "max_tokens",
+        "num_ahead",
+        "num_likely_cached",
+        "number",
+        "prompt",
+        "report",
+        "request",
+        "seed",
+    )
 
     def __init__(
         self, request: ScheduledRequest, *, number: int, max_tokens: int, kv_tokens: int, seed: int
@@ -51,15 +71,39 @@ class Job:
         self.request = request
         self.number = number
         """Counts up with every job; breaks ties first come, first served."""
+        self.prompt: Tokens = np.array(request.prompt_tokens, np.int32)
         self.max_tokens = max_tokens
         self.kv_tokens = kv_tokens
-        """Cells that it may come to need; held from admission to the last choice's end."""
+        """Cells that it may come to need; promised from admission to the last choice's end."""
         self.seed = seed
         """Of choice 0; choice i uses seed + i."""
+        self.num_ahead = 0
+        """Jobs that were waiting when it arrived."""
+        self.num_likely_cached = 0
+        """Prompt tokens that were there when it was last looked; the queue's order counts them."""
+        self.awaited: tuple[Prefill, int] | None = None
+        """Who reads a prefix of its prompt, and how long that is."""
+        self.blocked_at = -1
+        """The pool's version in which there was no room for it."""
         self.admitted_s: float | None = None
         """When its sequences were opened; None while it waits."""
+        self.report = CacheReport()
+        """What its prompt found."""
         self.choices: list[Choice] = []
         """Those that are open."""
+
+    @property
+    def namespace(self) -> str | None:
+        """Whose its sequences become; None where nothing may be reused or kept."""
+        return self.request.namespace if self.request.use_cache else None
+
+    @property
+    def usable(self) -> Tokens:
+        """The part of the prompt that may be taken from elsewhere.
+
+        The last token is always fed: only so is there a distribution to draw from.
+        """
+        return self.prompt[:-1]
 
 
 class Choice:
@@ -67,24 +111,25 @@ class Choice:
 
     __slots__ = (
         "first_token_s",
+        "held",
         "index",
         "is_open",
         "job",
         "num_cached_tokens",
+        "num_shifted_tokens",
         "num_tokens",
         "num_unsent",
         "pending",
-        "seq_id",
         "stream",
     )
 
-    def __init__(self, job: Job, index: int, seq_id: int, stream: TextStream) -> None:
+    def __init__(self, job: Job, index: int, held: Held, stream: TextStream) -> None:
         self.job = job
         self.index = index
-        self.seq_id = seq_id
+        self.held = held
         self.stream = stream
         self.is_open = True
-        """Whether `seq_id` is still this choice's; the engine gives ids out again."""
+        """Whether it still wants tokens."""
         self.pending = 0
         """The token that the next step feeds; meaningful while decoding."""
         self.num_tokens = 0
@@ -92,6 +137,7 @@ class Choice:
         self.num_unsent = 0
         """Tokens produced since the last delta: their text is held back."""
         self.num_cached_tokens = 0
+        self.num_shifted_tokens = 0
         self.first_token_s: float | None = None
 
     def timings(self, now_s: float) -> Timings:
@@ -103,32 +149,60 @@ class Choice:
             queue_s=admitted_s - job.request.arrived_s,
             prefill_s=first_token_s - admitted_s,
             decode_s=now_s - first_token_s,
-            num_prompt_tokens=len(job.request.prompt_tokens),
+            num_prompt_tokens=len(job.prompt),
             num_cached_tokens=self.num_cached_tokens,
             num_completion_tokens=self.num_tokens,
             seed=job.seed + self.index,
+            cache=job.report,
+            num_ahead=job.num_ahead,
+            num_shifted_tokens=self.num_shifted_tokens,
         )
 
 
 class Prefill:
-    """A prompt on its way into one sequence."""
+    """A prompt on its way into one sequence, by restoring and by reading."""
 
-    __slots__ = ("age", "choice", "followers", "num_done", "num_target")
+    __slots__ = (
+        "choice",
+        "followers",
+        "num_restorable",
+        "num_target",
+        "segments",
+        "stops",
+    )
 
     def __init__(self, choice: Choice, followers: list[Choice]) -> None:
         self.choice = choice
         self.followers = followers
         """Choices that will fork this sequence instead of reading the prompt themselves."""
-        self.num_done = 0
-        num_prompt_tokens = len(choice.job.request.prompt_tokens)
+        num_prompt_tokens = len(choice.job.prompt)
         self.num_target = num_prompt_tokens - 1 if followers else num_prompt_tokens
         """The last prompt token stays out where others fork: each choice must feed it itself, to
         draw its own first token.
         """
-        self.age = 0
-        """Steps in which others were read instead."""
+        self.segments: deque[Segment] = deque()
+        """On disk, to be imported before anything is read."""
+        self.num_restorable = 0
+        """Length of the prefix once they are."""
+        self.stops: list[int] = []
+        """Lengths at which a step must end, because a state that cannot be cut is wanted there;
+        rising."""
+
+    @property
+    def job(self) -> Job:
+        """Whose prompt it is."""
+        return self.choice.job
+
+    @property
+    def num_done(self) -> int:
+        """Prompt tokens that are in the sequence."""
+        return len(self.choice.held.tokens)
 
     @property
     def num_remaining(self) -> int:
-        """Prompt tokens that have not been read."""
+        """Prompt tokens that are not."""
         return self.num_target - self.num_done
+
+    def next_stop(self) -> int:
+        """Where the next chunk ends at the latest."""
+        return next((stop for stop in self.stops if stop > self.num_done), self.num_target)

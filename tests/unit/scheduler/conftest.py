@@ -8,8 +8,10 @@ from support.models import plan_for
 
 from brim.core.answer import Delta
 from brim.core.sampling import SamplingParams
+from brim.core.step import StepPlan
 from brim.engine.base import Engine
 from brim.engine.toy import ToyEngine
+from brim.errors import BrimError
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 
@@ -19,13 +21,19 @@ ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
 class Bench:
     """One engine, its scheduler, and everything that came out, by (ticket, choice)."""
 
-    def __init__(self, engine: Engine, **overrides: Any) -> None:
+    def __init__(self, engine: Engine, *, cache: Any = None, **overrides: Any) -> None:
         self.engine = engine
         self.plan = plan_for("toy", **overrides)
         engine.load(self.plan)
         self.now_s = 0.0
+        self.decode_s, self.row_s = 0.02, 0.0055
         self.scheduler = Scheduler(
-            engine, self.plan, clock=lambda: self.now_s, draw_seed=lambda: 1234
+            engine,
+            self.plan,
+            cache=cache,
+            min_kept_tokens=32,
+            clock=lambda: self.now_s,
+            draw_seed=lambda: 1234,
         )
         self.deltas: dict[tuple[int, int], list[Delta]] = {}
 
@@ -34,11 +42,26 @@ class Bench:
         prompt = [(7 * ticket + 3 * i) % 256 for i in range(num_prompt_tokens)]
         fields.setdefault("max_tokens", 5)
         fields.setdefault("sampling", ENDLESS)
+        fields.setdefault("arrived_s", self.now_s)
         self.scheduler.add(ScheduledRequest(ticket=ticket, prompt_tokens=prompt, **fields))
         return prompt
 
     def step(self) -> None:
-        self.keep(self.scheduler.step())
+        """One round, which takes as long as its rows do."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.run_step(plan)
+        self.keep(self.scheduler.take())
+
+    def run_step(self, plan: StepPlan) -> None:
+        try:
+            result = self.engine.step(plan)
+        except BrimError as error:
+            self.scheduler.fail(error)
+            return
+        num_rows = plan.num_scheduled_tokens
+        self.now_s += self.decode_s + self.row_s * (num_rows if num_rows > 16 else 0)
+        self.scheduler.absorb(result)
 
     def keep(self, deltas: Iterable[tuple[int, Delta]]) -> None:
         for ticket, delta in deltas:
@@ -62,7 +85,7 @@ class Bench:
         """Rows of each feed of the next step, which then runs."""
         plan = self.scheduler.schedule()
         assert plan is not None
-        self.scheduler.absorb(self.engine.step(plan))
+        self.run_step(plan)
         self.keep(self.scheduler.take())
         return [len(feed.tokens) for feed in plan.feeds]
 
@@ -72,7 +95,8 @@ class Bench:
 
         engine = ToyEngine()
         engine.load(self.plan)
-        run = generate(engine, prompt, max_tokens, sampling)
+        chunk = self.plan.max_batch_tokens
+        run = generate(engine, prompt, max_tokens, sampling, chunk=chunk)
         tokens = run.tokens
         for position, token in enumerate(tokens):
             if token in engine.tokenizer.eog_tokens:
