@@ -57,7 +57,7 @@ def chat(turns: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
 
 def prompt_tokens(engine: str, tokenizer: Tokenizer, **fields: Any) -> list[int]:
     request = Request(request_id="r", model="m", **fields)
-    return PromptBuilder(plan_for(engine, context_tokens=4096), tokenizer).tokens(request)
+    return PromptBuilder(plan_for(engine, context_tokens=4096), tokenizer).build(request).tokens
 
 
 class ScriptedEngine(ToyEngine):
@@ -206,7 +206,7 @@ class TestTransformers:
             text, tokens = self.reference(tmp_path, turns)
             assert rendered.render(chat(turns), {}) == text
             request = Request(request_id="r", model="m", messages=chat(turns))
-            assert prompts.tokens(request) == tokens
+            assert prompts.build(request).tokens == tokens
 
 
 class TestDeltas:

@@ -1,6 +1,5 @@
 """jinja2's filters and tests, each charged to the meter and bounded in what it makes."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from jinja2.filters import make_attrgetter, sync_do_sum
 from jinja2.runtime import Context
 from jinja2.utils import _PassArg
 
+from brim.chat.history import dump_spelled
 from brim.chat.meter import (
     METER,
     Meter,
@@ -176,7 +176,7 @@ def _tojson(
         per_item=4 + sum(map(len, separators or ())),
         indent=len(indent) if isinstance(indent, str) else indent or 0,
     )
-    return json.dumps(
+    return dump_spelled(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError
 
+from brim.chat.history import AS_TEXT, ChosenForm, choose_form, plain
 from brim.chat.meter import MAX_SIZE, METER, Meter
 from brim.chat.sandbox import MeteredEnvironment, Refusal
 from brim.core.request import Message
@@ -56,6 +57,8 @@ class ChatTemplate:
         self._special = {"bos_token": bos_piece, "eos_token": eos_piece}
         self._max_render_s = max_render_s
         self._template: Template | None = None
+        self._now = now
+        self._call_form: ChosenForm | None = None
         self._why_not = ""
         if source is None or not source.strip():
             self._why_not = f"this model has no chat template; {_WAY_OUT}"
@@ -65,11 +68,11 @@ class ChatTemplate:
                 f"{MAX_SOURCE_CHARS} that are compiled; {_WAY_OUT}"
             )
         else:
-            self._compile(source, now)
+            self._compile(source)
 
-    def _compile(self, source: str, now: Callable[[], datetime]) -> None:
+    def _compile(self, source: str) -> None:
         try:
-            self._template = MeteredEnvironment(now).compile_metered(source)
+            self._template = MeteredEnvironment(self._now).compile_metered(source)
         except TemplateSyntaxError as exc:
             reason = f"line {exc.lineno}: {exc.message}"
             self._why_not = f"this model's chat template does not compile ({_quote(reason)})"
@@ -83,6 +86,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         variables: Mapping[str, Any],
         add_generation_prompt: bool = True,
+        now: datetime | None = None,
     ) -> str:
         """The prompt text of a conversation.
 
@@ -90,6 +94,7 @@ class ChatTemplate:
             messages: Oldest first.
             variables: The request's own, as `enable_thinking`; plain JSON values.
             add_generation_prompt: End with the words that open the model's turn.
+            now: What `strftime_now` tells; by default the clock is asked.
 
         Raises:
             InvalidRequest: There is no usable template, a variable has a reserved name, or the
@@ -98,15 +103,12 @@ class ChatTemplate:
         if self._template is None:
             raise InvalidRequest(self._why_not, param="messages")
         _check_names(variables)
-        context = {
-            "tools": None,
-            "documents": None,
-            **variables,
-            **self._special,
-            "messages": [_plain(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-            METER: Meter(self._max_render_s),
-        }
+        form = self._form(self._template) if any(m.tool_calls for m in messages) else AS_TEXT
+        context = self._context([plain(message, form) for message in messages])
+        context = {"tools": None, "documents": None, **variables, **context}
+        context["add_generation_prompt"] = add_generation_prompt
+        if now is not None:
+            context["strftime_now"] = now.strftime
         try:
             return _gather(self._template, context)
         except Refusal as exc:
@@ -122,6 +124,21 @@ class ChatTemplate:
                 param="messages",
             ) from exc
 
+    def _context(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**self._special, "messages": messages, METER: Meter(self._max_render_s)}
+
+    def _form(self, template: Template) -> ChosenForm:
+        """How this template wants tool calls, tried out when the first one comes."""
+        if self._call_form is None:
+            self._call_form = choose_form(lambda messages: self._tried(template, messages))
+        return self._call_form
+
+    def _tried(self, template: Template, messages: Sequence[Mapping[str, Any]]) -> str | None:
+        try:
+            return _gather(template, {"tools": None, "documents": None, **self._context(messages)})
+        except Exception:  # as in render, and a form that fails is not the template's
+            return None
+
 
 def _gather(template: Template, context: dict[str, Any]) -> str:
     parts: list[str] = []
@@ -136,14 +153,6 @@ def _gather(template: Template, context: dict[str, Any]) -> str:
                 param="messages",
             )
     return "".join(parts)
-
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as templates index it; `name` only where there is one, as in Hugging Face."""
-    plain = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        plain["name"] = message.name
-    return plain
 
 
 def _check_names(variables: Mapping[str, Any]) -> None:

@@ -50,7 +50,34 @@ class OverflowReport(msgspec.Struct, frozen=True, kw_only=True):
     """Before, less after, plus those of a summary."""
     num_summary_tokens: int = 0
     removed_turns: tuple[RemovedTurn, ...] = ()
-    """Oldest first; empty where tokens were cut regardless of turns."""
+    """Oldest first; where tokens were cut regardless of turns, those of which none is left."""
+    summary_s: float = 0.0
+    """Time that this request waited for its summary; next to none where it was written before."""
+    num_summary_prompt_tokens: int = 0
+    """Read, cached ones included, to write the summary; 0 where it was written before."""
+    num_summary_cached_tokens: int = 0
+    """Of these: not computed."""
+    num_summary_completion_tokens: int = 0
+    """Written for it, that of earlier pieces and of reasoning included."""
+
+
+class LinePlace(StrEnum):
+    """Where a volatile line of the prompt was put."""
+
+    SYSTEM_END = "end of the system prompt"
+    LAST_USER_TURN = "front of the last user turn"
+    NOWHERE = "left out"
+
+
+class MovedLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the request that would have kept its prefix from being found again."""
+
+    kind: str
+    """Which of the known lines it is; docs/prompts.md lists them."""
+    message_index: int
+    """Of the message that it stood in, from 0."""
+    moved_to: LinePlace
+    text: str
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,9 +36,20 @@ class MissReason(StrEnum):
     DIVERGES = "diverges"
     MODEL_CHANGED = "model changed"
     NOT_SHAREABLE = "not shareable"
+    """It is kept in another namespace of the same owner."""
     DAMAGED = "damaged"
     TURNED_OFF = "turned off"
     """The request asked for none."""
+
+
+def owner_of(namespace: str) -> str:
+    """Whose a namespace is: one owner may have several, `owner` and `owner/part`.
+
+    Example:
+        >>> owner_of("key:12ab/mail"), owner_of("key:12ab"), owner_of("/mail")
+        ('key:12ab', 'key:12ab', '')
+    """
+    return namespace.partition("/")[0]
 
 
 class CacheReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -12,17 +12,28 @@ import msgspec
 from brim.core.forecast import SpeedShape
 from brim.core.machine import Conditions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the file; a calibration of another version is measured again, never converted."""
 
 WAIT_POLICIES: dict[str, dict[str, str]] = {
     "passive": {"OMP_WAIT_POLICY": "passive"},
-    "spin300": {"GOMP_SPINCOUNT": "300"},
+    "spin3000": {"GOMP_SPINCOUNT": "3000"},
 }
 """How threads wait for each other, by name: what stands in the engine's environment.
 
-OpenMP's default, spinning for milliseconds, is left out: 1,650 ms a token beside one busy process
-where these two take 44 and about 50 (1.24 B Q4_K_M, 2-core x86-64 VM, benches/contention.py).
+3,000 turns are some 50 us: longer than nearly all waits of an idle machine (1 sleep a token, and
+45 tok/s; 94 sleeps and 42 tok/s with 300 turns; 400 and 30 when passive), shorter by far than a
+time slice, so that a token beside busy processes takes 65 ms at worst, for as long as
+`engine.llamacpp.threads` tries it.  OpenMP's default, spinning for milliseconds, takes 400 to 1,650
+(1.24 B Q4_K_M, 2-core x86-64 VM, November 2026, benches/contention.py).
+"""
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Has GNU's C library ask Linux for huge pages, where rearranged weights and KV then lie.
+
+Every token reads them all, and page walks cost 5 % of its time: 41.5 tok/s against 39.3 through the
+server, for 18 MB more of 1.5 GB (1.24 B Q4_K_M, 2-core x86-64 VM, November 2026).  Systems without
+that library, or that grant no huge pages, pass over it.
 """
 
 

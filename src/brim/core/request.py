@@ -29,12 +29,27 @@ class OverflowPolicy(StrEnum):
     """The oldest turns are replaced by a summary that the model writes."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model asked for in an earlier turn."""
+
+    name: str
+    arguments: str = ""
+    """JSON of an object as the model wrote it; kept as text so that keys and numbers stay as they
+    were."""
+    id: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One turn of a conversation."""
 
     role: str
     content: str
     name: str | None = None
+    reasoning: str | None = None
+    """What the model thought before it answered; templates show or drop it."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of the call that a tool's result answers."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +75,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Whose KV it may reuse and whose it becomes: requests of one namespace share prefixes."""
     use_cache: bool = True
     """False: read the whole prompt, and keep nothing of it."""
+    keep_volatile_lines: bool = False
+    """True: leave lines that change with every request (`chat.volatile`) where the client put
+    them."""
     force: bool = False
     """Load its model although it does not fit, and run although other programs hold memory that it
     may need; never beyond the KV pool."""

@@ -19,10 +19,13 @@ import sys
 import time
 
 from brim.core.answer import ErrorInfo
+from brim.core.cache import CacheOptions
 from brim.core.plan import Plan
 from brim.engine import factory
+from brim.engine.base import Engine
 from brim.errors import BrimError
 from brim.machine.qos import QosClass, set_qos_class
+from brim.prefix_cache.store import Model, PrefixCache
 from brim.worker import protocol
 from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
@@ -45,12 +48,12 @@ def main() -> int:
     sock = socket.socket(fileno=arguments.fd)
     sock.set_inheritable(False)
     outbox = Outbox(sock)
-    plans: queue.SimpleQueue[Plan] = queue.SimpleQueue()
-    frames = FrameThread(sock, outbox, plans.put)
+    loads: queue.SimpleQueue[protocol.Load] = queue.SimpleQueue()
+    frames = FrameThread(sock, outbox, loads.put)
     try:
         outbox.send(protocol.Hello(protocol.PROTOCOL_VERSION, os.getpid()))
         frames.start()
-        return _serve(plans.get(), frames, outbox)
+        return _serve(loads.get(), frames, outbox)
     except ConnectionError:
         return 0  # the gateway has gone
 
@@ -74,13 +77,15 @@ def _settle_in(parent_pid: int) -> None:
             os._exit(0)
 
 
-def _serve(plan: Plan, frames: FrameThread, outbox: Outbox) -> int:
+def _serve(load: protocol.Load, frames: FrameThread, outbox: Outbox) -> int:
     started_s = time.monotonic()
+    plan, options = load.plan, load.options
     try:
         engine = factory.create(plan.engine)
         engine.load(plan)
-        prompts = PromptBuilder(plan, engine.tokenizer)
-        loop = WorkerLoop(engine, plan, outbox)
+        prompts = PromptBuilder(plan, engine.tokenizer, can_shift=engine.capabilities.can_shift)
+        cache = None if options.cache is None else _open_cache(plan, engine, options.cache)
+        loop = WorkerLoop(engine, plan, outbox, options, cache)
     except BrimError as error:
         outbox.send(protocol.LoadFailed(ErrorInfo.of(error)))
         return 1
@@ -98,6 +103,18 @@ def _serve(plan: Plan, frames: FrameThread, outbox: Outbox) -> int:
     gc.freeze()
     loop.run()
     return 0
+
+
+def _open_cache(plan: Plan, engine: Engine, options: CacheOptions) -> PrefixCache:
+    """This model's part of the store."""
+    capabilities = engine.capabilities
+    model = Model(name=plan.model.name, paths=plan.model.paths, identity=engine.kv_identity)
+    return PrefixCache(
+        options,
+        model,
+        can_cut=capabilities.can_truncate,
+        can_export_range=capabilities.can_export_range,
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 It alone calls the engine, but for the abort that the reader's thread may ask for.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -11,10 +12,15 @@ from brim.core.plan import Plan
 from brim.core.step import StepPlan
 from brim.engine.base import Engine
 from brim.errors import BrimError
-from brim.scheduler.loop import Scheduler, error_deltas
+from brim.prefix_cache.store import PrefixCache
+from brim.scheduler.answers import error_deltas
+from brim.scheduler.loop import MIN_KEPT_ON_DISK, Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 from brim.worker.outbox import Outbox
-from brim.worker.protocol import Cancel, GetStats, Shutdown, Stats
+from brim.worker.protocol import Cancel, GetStats, Shutdown, Stats, WorkerOptions
+
+DISK_WAIT_S = 0.02
+"""A disk takes 64 MiB in about so long; a command ends the wait."""
 
 Command = ScheduledRequest | Cancel | GetStats | Shutdown
 """What the reader's thread hands over: frames, with Start already joined to its prompt."""
@@ -27,12 +33,28 @@ class WorkerLoop:
         engine: Loaded with `plan`; this object owns it and shuts it down.
         plan: The plan.
         outbox: Where deltas go.
+        options: How to work.
+        cache: Where prefixes are kept; this object closes it.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        outbox: Outbox,
+        options: WorkerOptions,
+        cache: PrefixCache | None = None,
+    ) -> None:
         self._engine = engine
         self._outbox = outbox
-        self._scheduler = Scheduler(engine, plan)
+        self._cache = cache
+        self._scheduler = Scheduler(
+            engine,
+            plan,
+            cache=cache,
+            stall_target_s=options.stall_target_s,
+            min_kept_tokens=options.cache.min_tokens if options.cache else MIN_KEPT_ON_DISK,
+        )
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._is_stopping = False
         # Guards the three below; see `_put_and_abort`.
@@ -95,7 +117,17 @@ class WorkerLoop:
             deltas = scheduler.take()
             if deltas:
                 outbox.post(deltas)
+            elif plan is None and scheduler.has_work:
+                self._wait_for_disk()
+        if self._cache is not None:
+            self._cache.close()
         self._engine.shutdown()
+
+    def _wait_for_disk(self) -> None:
+        """Nothing is left but prefixes that wait to be written: look again in a moment."""
+        self._outbox.flush()
+        with contextlib.suppress(queue.Empty):
+            self._apply(self._commands.get(timeout=DISK_WAIT_S))
 
     def _run_step(self, plan: StepPlan) -> None:
         with self._step_lock:
@@ -157,4 +189,6 @@ class WorkerLoop:
             engine_s=self._engine_s,
             loop_cpu_s=time.thread_time() - self._loop_cpu_start_s,
             reader_cpu_s=self.reader_cpu_s,
+            num_waiting=self._scheduler.num_waiting,
+            prefix=self._scheduler.stats(),
         )

@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from brim.core.answer import Delta, ErrorInfo, OverflowReport
+from brim.chat.overflow import ToSummarize
+from brim.core.answer import Delta, ErrorInfo, MovedLine, OverflowReport
 from brim.core.cache import CacheOptions, PrefixStats
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
@@ -60,6 +61,8 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
     ticket: int
     """The gateway's number for this request; unique for the life of the worker."""
     request: Request
+    summary: str | None = None
+    """Of what the last `Counted` for this ticket wanted summarised."""
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -119,6 +122,12 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     num_prompt_tokens: int
     overflow: OverflowReport | None = None
     """What was done to make it fit, where something was."""
+    moved_lines: tuple[MovedLine, ...] = ()
+    """Lines that do not stand where the client put them."""
+    to_summarize: ToSummarize | None = None
+    """What must be summarised first; the worker holds nothing, and wants Prepare with it."""
+    may_outgrow: bool = False
+    """The answer may be longer than the window: older tokens are dropped as it grows."""
 
 
 class Steps(msgspec.Struct, frozen=True, tag=True):

@@ -13,15 +13,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from brim.core.plan import Plan
 from brim.core.request import Request
 from brim.errors import BrimError, EngineError
-from brim.scheduler.loop import error_deltas
+from brim.scheduler.answers import error_deltas
 from brim.scheduler.sequence import ScheduledRequest
 from brim.worker import protocol
 from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
-from brim.worker.prepare import PromptBuilder
+from brim.worker.prepare import BuiltPrompt, PromptBuilder
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """A request between `Counted` and `Start`."""
 
     request: Request
-    prompt_tokens: list[int]
+    prompt: BuiltPrompt
     arrived_s: float
 
 
@@ -48,11 +47,11 @@ class FrameThread(threading.Thread):
     Args:
         sock: The socket to the gateway.
         outbox: For `Counted` and for requests that cannot be prepared.
-        on_load: Called with the plan of the one `Load` frame.
+        on_load: Called with the one `Load` frame.
     """
 
     def __init__(
-        self, sock: socket.socket, outbox: Outbox, on_load: Callable[[Plan], None]
+        self, sock: socket.socket, outbox: Outbox, on_load: Callable[[protocol.Load], None]
     ) -> None:
         super().__init__(name="frames", daemon=True)
         self._sock = sock
@@ -95,7 +94,7 @@ class FrameThread(threading.Thread):
 
     def _handle(self, frame: protocol.GatewayFrame) -> None:
         if isinstance(frame, protocol.Load):
-            self._on_load(frame.plan)
+            self._on_load(frame)
             return
         if self._loop is None:
             if isinstance(frame, protocol.Shutdown):
@@ -120,7 +119,7 @@ class FrameThread(threading.Thread):
         try:
             if self._prompts is None:
                 raise EngineError("the model is not loaded")
-            tokens = self._prompts.tokens(request)
+            prompt = self._prompts.build(request, frame.summary)
         except BrimError as error:
             self._outbox.send(_refusal(frame, error))
         except Exception as exc:
@@ -129,23 +128,39 @@ class FrameThread(threading.Thread):
             defect = EngineError(f"preparing the prompt failed: {type(exc).__name__}: {exc}")
             self._outbox.send(_refusal(frame, defect))
         else:
-            self._prepared[frame.ticket] = Prepared(request, tokens, arrived_s)
-            self._outbox.send(protocol.Counted(frame.ticket, len(tokens)))
+            if prompt.to_summarize is None:
+                self._prepared[frame.ticket] = Prepared(request, prompt, arrived_s)
+            self._outbox.send(
+                protocol.Counted(
+                    frame.ticket,
+                    len(prompt.tokens),
+                    overflow=prompt.overflow,
+                    to_summarize=prompt.to_summarize,
+                    may_outgrow=prompt.shift_keep_tokens is not None,
+                    moved_lines=prompt.moved_lines,
+                )
+            )
 
     def _start(self, loop: WorkerLoop, frame: protocol.Start) -> None:
         prepared = self._prepared.pop(frame.ticket, None)
         if prepared is None:
             raise EngineError(f"Start names ticket {frame.ticket}, which was never prepared")
-        request = prepared.request
+        request, prompt = prepared.request, prepared.prompt
         loop.put(
             ScheduledRequest(
                 ticket=frame.ticket,
-                prompt_tokens=prepared.prompt_tokens,
+                prompt_tokens=prompt.tokens,
                 max_tokens=frame.max_tokens,
                 num_choices=request.num_choices,
                 stop=request.stop,
                 sampling=request.sampling,
                 arrived_s=prepared.arrived_s,
+                priority=request.priority,
+                namespace=request.cache_namespace,
+                use_cache=request.use_cache,
+                turn_starts=prompt.turn_starts,
+                boundaries=prompt.boundaries,
+                shift_keep_tokens=prompt.shift_keep_tokens,
             )
         )
 

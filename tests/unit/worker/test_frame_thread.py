@@ -4,13 +4,19 @@ import ctypes
 import socket
 import sys
 import threading
+from typing import Any
 
+import msgspec
 import pytest
+from support.chat_templates import CHATML
 from support.models import plan_for
 
-from brim.core.plan import Plan
+from brim.core.request import Message, Priority, Request
+from brim.engine.byte_tokenizer import ByteTokenizer
+from brim.scheduler.sequence import ScheduledRequest
 from brim.worker import protocol
 from brim.worker.outbox import Outbox
+from brim.worker.prepare import PromptBuilder
 from brim.worker.reader import STACK_BYTES, FrameThread
 
 
@@ -31,7 +37,7 @@ def test_prompts_are_read_on_a_deep_stack() -> None:
     seen: list[int] = []
     done = threading.Event()
 
-    def on_load(plan: Plan) -> None:
+    def on_load(load: protocol.Load) -> None:
         seen.append(own_stack_bytes())
         done.set()
         # The end of the connection would end this process.
@@ -45,3 +51,60 @@ def test_prompts_are_read_on_a_deep_stack() -> None:
         ours.sendall(protocol.encode(protocol.Load(plan_for("toy"))))
         assert done.wait(10.0)
     assert seen[0] >= STACK_BYTES
+
+
+_never_closed: list[socket.socket] = []
+"""The end of the connection would end this process, also after a failure."""
+
+
+class CapturingLoop:
+    """Takes what the thread hands over, and keeps the thread from ending this process."""
+
+    def __init__(self) -> None:
+        self.taken: list[ScheduledRequest] = []
+        self.done = threading.Event()
+
+    def put(self, command: ScheduledRequest) -> None:
+        self.taken.append(command)
+        self.done.set()
+        threading.Event().wait()
+
+
+def test_the_scheduler_learns_what_the_prompt_and_the_request_say() -> None:
+    """Turns, boundaries, priority and whose cache go with the tokens, and the count goes back."""
+    loop: Any = CapturingLoop()
+    plan = plan_for("toy")
+    model = msgspec.structs.replace(plan.model, chat_template=CHATML)
+    prompts = PromptBuilder(msgspec.structs.replace(plan, model=model), ByteTokenizer())
+    request = Request(
+        request_id="r",
+        model="toy",
+        messages=(
+            Message(role="system", content="x-anthropic-billing-header: cch=1;"),
+            Message(role="system", content="Be brief."),
+            Message(role="user", content="Hi"),
+        ),
+        priority=Priority.BACKGROUND,
+        cache_namespace="mine",
+        use_cache=False,
+    )
+    ours, theirs = socket.socketpair()
+    _never_closed.append(ours)
+    thread = FrameThread(theirs, Outbox(theirs), lambda load: None)
+    thread.attach(loop, prompts)
+    thread.start()
+    ours.sendall(protocol.encode(protocol.Prepare(7, request)))
+    (counted,) = protocol.worker_frames().feed(ours.recv(65536))
+    assert isinstance(counted, protocol.Counted), counted
+    ours.sendall(protocol.encode(protocol.Start(7, 5)))
+    assert loop.done.wait(10.0)
+    expected = prompts.build(request)
+    assert counted.num_prompt_tokens == len(expected.tokens)
+    assert [line.kind for line in counted.moved_lines] == ["claude-code billing"]
+    (scheduled,) = loop.taken
+    assert scheduled.prompt_tokens == expected.tokens
+    assert scheduled.turn_starts == expected.turn_starts != ()
+    assert scheduled.boundaries == expected.boundaries != ()
+    assert (scheduled.priority, scheduled.namespace) == (Priority.BACKGROUND, "mine")
+    assert not scheduled.use_cache
+    assert scheduled.max_tokens == 5

@@ -54,7 +54,7 @@ class Running:
     def __init__(self, engine: ToyEngine, sock: socket.socket, gateway: socket.socket) -> None:
         plan = plan_for("toy")
         engine.load(plan)
-        self.loop = WorkerLoop(engine, plan, Outbox(sock))
+        self.loop = WorkerLoop(engine, plan, Outbox(sock), protocol.WorkerOptions())
         self._gateway = gateway
         self._frames = protocol.worker_frames()
         self._received: list[protocol.WorkerFrame] = []
@@ -202,7 +202,7 @@ def test_a_cancellation_is_forgotten_once_it_is_applied() -> None:
     engine.load(plan)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        loop = WorkerLoop(engine, plan, Outbox(ours))
+        loop = WorkerLoop(engine, plan, Outbox(ours), protocol.WorkerOptions())
         loop._step_lock = EagerLock(loop)  # type: ignore[assignment]
         loop.put(protocol.Cancel(1))
         loop._drain_commands()
