@@ -12,9 +12,11 @@ from brim.engine.factory import BACKENDS
 # ggml and OpenMP read these once a process, so they are set before any backend is loaded.
 os.environ.update(EXACT_ENVIRONMENT)
 
-# Calibrations and learnt errors of the machine that runs the tests must not change their plans.
+# Calibrations and learnt errors of the machine that runs the tests must not change their plans, and
+# tests neither find prompts of its users nor leave any.
 _STATE = tempfile.TemporaryDirectory(prefix="brim-test-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
+os.environ["XDG_CACHE_HOME"] = _STATE.name
 
 
 def require_engine(name: str) -> None:

@@ -213,15 +213,17 @@ async def test_draining_lets_answers_finish_and_refuses_new_ones() -> None:
     """A running answer is whole; a new or waiting request is told to come again."""
     async with serving(toy_plan(context_tokens=4096, kv_tokens=4096)) as gateway:
         running = await gateway.submit(request(max_tokens=2000))
-        waiting = asyncio.ensure_future(gateway.submit(request(max_tokens=3000)))
+        waiting = await gateway.submit(request(max_tokens=3000))
+        assert (running.queue_place, waiting.queue_place) == (0, 1)
         reading = asyncio.ensure_future(collect(running))
-        await gateway.worker_stats("toy")  # by now the second has been prepared, and waits
         await gateway.drain(20.0)
         assert gateway.is_draining()
-        for refused in (waiting, gateway.submit(request())):
-            with pytest.raises(Busy, match="shutting down") as caught:
-                await refused
-            assert caught.value.retry_after_s is not None
+        with pytest.raises(Busy, match="shutting down") as caught:
+            await gateway.submit(request())
+        error = (await collect(waiting))[0][-1].error
+        assert error is not None
+        assert error.message == caught.value.message
+        assert error.retry_after_s == caught.value.retry_after_s is not None
         assert len(text_of((await reading)[0])) == 2000
 
 

@@ -27,7 +27,7 @@ from support.serving import (
 )
 
 from brim.cli.serving import fitted
-from brim.config.tree import ModelSettings, Settings
+from brim.config.tree import CacheSettings, ModelSettings, Settings
 from brim.core.answer import FinishReason
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
@@ -98,7 +98,9 @@ def roomy(name: str) -> Plan:
 async def serving(*plans: Plan, **options: Any) -> AsyncIterator[tuple[Gateway, CountingAccount]]:
     account = CountingAccount()
     wait_s = options.pop("wait_s", 0.0)
-    options = {"settings": Settings(), "read_machine": Readings(), **options}
+    # Without a cache on disk, for which memory would be set aside beside what models claim.
+    settings = Settings(cache=CacheSettings(enabled=False))
+    options = {"settings": settings, "read_machine": Readings(), **options}
     gateway = Gateway(plans, account=account, **options)
     try:
         await gateway.start(wait_s=wait_s)
@@ -385,20 +387,21 @@ async def test_a_request_without_memory_is_refused_unless_forced(allow_force: bo
 
 @pytest.mark.usefixtures("often_read")
 async def test_memory_that_went_while_a_request_waited_is_noticed() -> None:
-    """It is refused when its turn comes, as it would be if it came then."""
+    """A request that nothing was done for is ended, as it would be refused if it came now."""
     readings = Readings()
     plan = heavy("toy", 1 * GB, 8 * GB, context_tokens=2 * LONG, kv_tokens=2 * LONG)
     async with serving(plan, read_machine=readings) as (gateway, _):
         await until(measured(gateway))
         running = await gateway.submit(request(max_tokens=LONG + LONG // 2))
-        waiting = asyncio.ensure_future(gateway.submit(request(max_tokens=LONG)))
-        await until(lambda: gateway.models()[0].num_waiting == 1)
+        waiting = [await gateway.submit(request(max_tokens=LONG)) for _ in range(2)]
+        assert gateway.models()[0].num_waiting == 2
         readings.others_bytes = 14_990_000_000
-        await until(lambda: (gateway.statement() or pytest.fail()).others_bytes > 14 * GB)
-        assert not waiting.done()
+        for answer in waiting:
+            error = (await collect(answer))[0][-1].error
+            assert error is not None
+            assert error.kind == "Busy"
+            assert "other programs hold memory" in error.message
         running.cancel()
-        with pytest.raises(Busy, match="other programs hold memory"):
-            await waiting
 
 
 async def test_force_never_passes_the_pool() -> None:
@@ -436,13 +439,14 @@ async def test_what_a_load_took_is_kept_and_counted_in(tmp_path: Path, demo: Mod
     name = plan.model.name
     async with serving(plan, history=ForecastHistory(path)) as (gateway, _):
         await ask(gateway, request(model=name, prompt="def f(", max_tokens=5))
-        await until(lambda: len(gateway.models()[0].forecast_errors) == 3)
+        await until(lambda: len(gateway.models()[0].forecast_errors) >= 3)
         errors = {each.term: each for each in gateway.models()[0].forecast_errors}
     assert errors["weights_bytes"].error_percent == pytest.approx(0.0, abs=0.1), (
         "the log has 0.01 MiB"
     )
     assert errors["kv_bytes"].error_percent == pytest.approx(-50.0, abs=0.1)
-    assert set(errors) == {"weights_bytes", "kv_bytes", "compute_bytes"}
+    # The process as a whole joins them where half of the cache makes it larger than was planned.
+    assert set(errors) - {"total_bytes"} == {"weights_bytes", "kv_bytes", "compute_bytes"}
     store = ForecastHistory(path)
     ratios = await asyncio.to_thread(store.past_errors, subject_of(plan, MACHINE))
     await asyncio.to_thread(store.close)

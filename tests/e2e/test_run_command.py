@@ -23,7 +23,8 @@ LETTERS = tuple(bytes([code]) for code in b"abcdefghijklmnopqrstuvwxyz")
 def environment(tmp_path: Path) -> dict[str, str]:
     """Nothing of the user's own settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIM_")}
-    own = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    names = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    own = {name: str(tmp_path) for name in names}
     return {**kept, **own, "TERM": "dumb"}  # line editing without escape sequences
 
 
@@ -54,6 +55,24 @@ def test_piped_text_follows_the_prompt(environment: dict[str, str]) -> None:
     piped = run(environment, *greedy, stdin=b"import os\n\nclass A:\n    def")
     assert both.returncode == 0, both.stderr
     assert both.stdout == typed.stdout == piped.stdout != b""
+
+
+def test_a_prompt_of_an_earlier_run_is_not_read_again(environment: dict[str, str]) -> None:
+    """The second run finds it on disk and says the same; with --no-cache nothing is found."""
+    environment["BRIM_CACHE_FREE_DISK_FLOOR_BYTES"] = "0"  # the tests' disk may have less left
+    words = " ".join(f"def function_{number}(items):" for number in range(40))
+    greedy = ("-m", "demo", "--raw", "--temp", "0", "-n", "8", words)
+    first, second = (run(environment, *greedy) for _ in range(2))
+    alone = run(environment, *greedy, "--no-cache")
+    assert first.returncode == alone.returncode == 0, first.stderr
+    assert first.stdout == second.stdout == alone.stdout
+    said = [
+        re.search(rb"prompt tokens \((\d+) from disk\)", each.stderr) for each in (first, alone)
+    ]
+    assert said == [None, None]
+    found = re.search(rb"(\d+) prompt tokens \((\d+) from disk\)", second.stderr)
+    assert found is not None, second.stderr
+    assert int(found[2]) >= int(found[1]) - 1 > 128
 
 
 def test_ctrl_c_stops_the_answer(environment: dict[str, str]) -> None:
@@ -147,6 +166,21 @@ def test_a_conversation_remembers(environment: dict[str, str]) -> None:
     first, second, after_clear = lengths
     assert second > first == after_clear
     terminal.type(b"\x04")
+    assert terminal.end() == 0
+
+
+def test_a_conversation_does_not_read_its_earlier_turns_again(environment: dict[str, str]) -> None:
+    """The second prompt finds at least the first one in memory, and the line after it says so."""
+    terminal = Terminal(environment, "--temp", "0", "-n", "20", "--no-cache")
+    terminal.wait_for(b"an answer\r\n> ")
+    turns = []
+    for line in (b"Return the sum of the items of a list of numbers.\n", b"Once more.\n"):
+        terminal.type(line)
+        turns.append(terminal.wait_for(b" tok/s\r\n> ", b"see -n\r\n> "))
+    found = re.search(rb"(\d+) prompt tokens \((\d+) from memory\)", turns[1])
+    assert found is not None, turns
+    assert num_prompt_tokens(turns[0]) - 1 <= int(found[2]) < int(found[1])
+    terminal.type(b"/exit\n")
     assert terminal.end() == 0
 
 

@@ -137,10 +137,11 @@ def test_a_killed_server_leaves_no_bytes_behind(tmp_path: Path) -> None:
     for _ in range(2):
         with ServerProcess(tmp_path, "-m", "toy") as server:
             with Book(tmp_path / "brim" / "grants.json").open() as page:
-                [line] = page.others()
-            assert line.pid == server.process.pid
-            entry = server.ps()[0]["entry"]
-            assert (line.name, line.num_bytes) == ("toy", entry["charged_bytes"])
+                lines = page.others()
+            assert {line.pid for line in lines} == {server.process.pid}
+            (line,) = (line for line in lines if line.name == "toy")
+            # The worker may have been measured again meanwhile, and is charged what it holds.
+            assert 0 < line.num_bytes <= server.ps()[0]["entry"]["charged_bytes"]
 
 
 def test_forced_requests_are_the_operators_to_allow(tmp_path: Path) -> None:

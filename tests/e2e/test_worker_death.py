@@ -100,15 +100,50 @@ async def test_a_killed_worker_ends_eight_streams_and_the_next_request_is_served
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_blocking")
-async def test_a_request_that_waits_for_kv_survives_a_death() -> None:
-    """It was not started, so it is prepared again for the new worker."""
+async def test_a_request_that_waits_in_the_worker_survives_a_death() -> None:
+    """Nothing of it has happened yet, so it is prepared again for the new worker."""
     async with serving(toy_plan(context_tokens=4096, kv_tokens=4096)) as gateway:
         running = await gateway.submit(request(max_tokens=4000))
         waiting = asyncio.ensure_future(ask(gateway, request(max_tokens=2500)))
-        await gateway.worker_stats("toy")
+        await until(lambda: gateway.models()[0].num_waiting == 1)
         os.kill(worker_pid(gateway), signal.SIGKILL)
         assert (await collect(running))[0][-1].finish_reason is FinishReason.ERROR
-        assert len(await waiting) == 2500, "two grants of it would not fit the pool"
+        assert len(await waiting) == 2500
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_request_is_not_given_to_a_third_worker() -> None:
+    """One that takes every worker with it must end after two of them."""
+    plan = toy_plan(context_tokens=4096, kv_tokens=4096)
+    async with serving(plan, settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        first, _, third = [await gateway.submit(request(max_tokens=4000)) for _ in range(3)]
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        await collect(first)
+        # The second is worked on by the second worker, and the third waits there.
+        await until(lambda: gateway.models()[0].num_running == 1)
+        assert gateway.models()[0].num_waiting == 1
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        last = (await collect(third))[0][-1]
+        assert last.error is not None
+        assert last.error.kind == "WorkerDied"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_a_client_that_leaves_while_its_request_is_repeated_leaves_nothing() -> None:
+    """The new worker neither holds the prompt nor answers it."""
+    plan = toy_plan(context_tokens=4096, kv_tokens=4096)
+    async with serving(plan, settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        running = await gateway.submit(request(max_tokens=4000))
+        waiting = await gateway.submit(request(max_tokens=4000))
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        await collect(running)
+        waiting.cancel()
+        assert (await collect(waiting))[0][-1].finish_reason is FinishReason.CANCELLED
+        assert await ask(gateway, request())
+        stats = await gateway.worker_stats("toy")
+        assert (stats.num_prepared, stats.num_sequences, stats.num_waiting) == (0, 0, 0)
 
 
 @pytest.mark.anyio

@@ -110,8 +110,8 @@ class AccountMachine(RuleBasedStateMachine):
     def admit(self, name: str, request: str, num_tokens: int) -> None:
         if name not in self.pools or (name, request) in self.requests:
             return
-        if self.pools[name].reserve(request, num_tokens):
-            self.requests[name, request] = num_tokens
+        self.pools[name].reserve(request, num_tokens)
+        self.requests[name, request] = num_tokens
 
     @rule(name=NAMES, request=NAMES)
     def end(self, name: str, request: str) -> None:
@@ -132,7 +132,7 @@ class AccountMachine(RuleBasedStateMachine):
         assert said.kv_reserved_bytes <= said.kv_committed_bytes
         for line in said.entries:
             reserved = sum(v for (name, _), v in self.requests.items() if name == line.name)
-            assert line.kv_reserved_tokens == reserved <= line.kv_pool_tokens
+            assert line.kv_reserved_tokens == min(reserved, line.kv_pool_tokens)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -160,15 +160,16 @@ class AdmissionMachine(RuleBasedStateMachine):
     def others_change(self, others_bytes: int) -> None:
         self.others_bytes = others_bytes
 
-    @precondition(lambda self: self.pool.free_tokens > 0)
+    @precondition(lambda self: self.pool.reserved_tokens < POOL_TOKENS)
     @rule(num_tokens=st.integers(1, POOL_TOKENS))
     def admit(self, num_tokens: int) -> None:
         if self.account.short_of_growth("a", num_tokens, self.machine()):
             return
-        if not self.pool.reserve(str(self.num_admitted), num_tokens):
-            return
+        num_free = POOL_TOKENS - self.pool.reserved_tokens
+        self.pool.reserve(str(self.num_admitted), num_tokens)
         self.num_admitted += 1
-        wanted = self.terms.kv_bytes * num_tokens // POOL_TOKENS
+        # One that finds too few cells waits for others to end, and grows no further meanwhile.
+        wanted = self.terms.kv_bytes * min(num_tokens, num_free) // POOL_TOKENS
         grown = min(self.terms.total_bytes, self.held_bytes + wanted)
         # It takes what it was admitted for, at once: that much was there, or it held it already.
         assert grown == self.held_bytes or grown <= budget_of(self.machine()).tight.num_bytes
@@ -183,7 +184,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 class KvMachine(RuleBasedStateMachine):
-    """Reservations never exceed the pool, and refusals change nothing."""
+    """However much is asked for, what counts as held is what was asked, and at most the pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,11 +195,10 @@ class KvMachine(RuleBasedStateMachine):
     def reserve(self, name: str, num_tokens: int) -> None:
         if name in self.reserved:
             return
-        room = POOL_TOKENS - sum(self.reserved.values())
-        granted = self.account.reserve(name, num_tokens)
-        assert granted == (num_tokens <= room)
-        if granted:
-            self.reserved[name] = num_tokens
+        num_asked = sum(self.reserved.values())
+        assert self.account.has_room_for(num_tokens) == (num_asked + num_tokens <= POOL_TOKENS)
+        self.account.reserve(name, num_tokens)
+        self.reserved[name] = num_tokens
 
     @rule(name=NAMES)
     def release(self, name: str) -> None:
@@ -207,8 +207,8 @@ class KvMachine(RuleBasedStateMachine):
 
     @invariant()
     def within_pool(self) -> None:
-        assert self.account.reserved_tokens == sum(self.reserved.values()) <= POOL_TOKENS
-        assert self.account.free_tokens == POOL_TOKENS - self.account.reserved_tokens
+        num_asked = sum(self.reserved.values())
+        assert self.account.reserved_tokens == min(num_asked, POOL_TOKENS)
 
 
 TestAccount = AccountMachine.TestCase

@@ -12,11 +12,20 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 
-from brim.core.answer import Delta, ErrorInfo, FinishReason, Timings, TokenLogprob
+from brim.core.answer import (
+    Delta,
+    ErrorInfo,
+    FinishReason,
+    MovedLine,
+    OverflowReport,
+    Timings,
+    TokenLogprob,
+)
+from brim.core.cache import CacheReport, CacheSource
 from brim.core.memory import Footprint, MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
-from brim.core.request import Request
+from brim.core.request import OverflowPolicy, Request
 from brim.errors import BrimError
 from brim.ledger.entry import Statement
 from brim.runtime.api import ModelState, ModelStatus
@@ -73,6 +82,9 @@ class ScriptedAnswer:
         self.plan = runtime.plan
         self.num_prompt_tokens = runtime.num_prompt_tokens
         self.max_tokens = request.max_tokens or 2048
+        self.queue_place = runtime.queue_place
+        self.overflow = runtime.overflow
+        self.moved_lines = runtime.moved_lines
         self.num_batches_read = 0
         self.is_finished = False
         self.is_cancelled = False
@@ -113,14 +125,17 @@ class ScriptedAnswer:
         if self.runtime.failure is not None:
             error = ErrorInfo.of(self.runtime.failure)
             return Delta(index=index, finish_reason=FinishReason.ERROR, error=error)
+        num_cached_tokens = self.num_prompt_tokens if index else self.runtime.num_cached_tokens
+        cache = msgspec.structs.replace(self.runtime.cache, num_tokens=num_cached_tokens)
         timings = Timings(
             queue_s=0.0010000001,
             prefill_s=0.02,
             decode_s=0.3,
             num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=3 if index == 0 else self.num_prompt_tokens,
+            num_cached_tokens=num_cached_tokens,
             num_completion_tokens=len(self.runtime.pieces),
             seed=100 + index,
+            cache=cache,
         )
         reason = self.runtime.finish_reason
         stop = self.request.stop[0] if self.request.stop else None
@@ -154,6 +169,15 @@ class ScriptedRuntime:
         self.answers: list[ScriptedAnswer] = []
         self.states = [ModelState.READY]
         self.account: Statement | None = None
+        self.status_fields: dict[str, Any] = {}
+        """More fields of every model's status."""
+        self.overflow_policy = OverflowPolicy.REJECT
+        self.queue_place = 0
+        self.overflow: OverflowReport | None = None
+        self.moved_lines: tuple[MovedLine, ...] = ()
+        self.num_cached_tokens = 3
+        self.cache = CacheReport(source=CacheSource.MEMORY)
+        """What the first prompt finds, but for its number of tokens."""
 
     def models(self) -> list[ModelStatus]:
         footprint = Footprint(weights_bytes=2, mapped_weights_bytes=2, kv_bytes=3, compute_bytes=5)
@@ -165,6 +189,8 @@ class ScriptedRuntime:
                 plan=self.plan,
                 pid=4321,
                 footprint=footprint,
+                overflow=self.overflow_policy,
+                **self.status_fields,
             )
             for number, state in enumerate(self.states)
         ]

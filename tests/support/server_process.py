@@ -6,22 +6,34 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from brim.config.load import environment_name
 
 START_LIMIT_S = 60.0
 
 
 class ServerProcess:
-    """`brim serve` with its own directories, so that it meets no other server of this machine."""
+    """`brim serve` with its own directories, so that it meets no other server of this machine.
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    Args:
+        directory: For everything that it keeps.
+        arguments: After `brim serve`.
+        settings: Key -> value, as `cache.budget_bytes`; those of this process's environment are
+            left out.
+    """
+
+    def __init__(
+        self, directory: Path, *arguments: str, settings: Mapping[str, object] | None = None
+    ) -> None:
         directory.chmod(0o700)  # as a runtime directory must be
-        names = ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
+        names = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
         own = {name: str(directory) for name in names}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIM_")}
-        self.environment = {**kept, **own}
+        given = {environment_name(key): str(value) for key, value in (settings or {}).items()}
+        self.environment = {**kept, **own, **given}
         self.stderr = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "brim", "serve", "--port", "0", *arguments],

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from brim.config.tree import Settings, WorkerSettings
+from brim.config.tree import CacheSettings, Settings, WorkerSettings
 from brim.core.answer import Delta, FinishReason
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
@@ -39,18 +39,21 @@ def toy_plan(name: str = "toy", **overrides: Any) -> Plan:
 
 
 def settings_with(**worker: Any) -> Settings:
-    """The defaults, with other values for the workers."""
-    return Settings(worker=WorkerSettings(**worker))
+    """The defaults, with other values for the workers, and nothing kept on disk."""
+    return Settings(worker=WorkerSettings(**worker), cache=CacheSettings(enabled=False))
 
 
 @asynccontextmanager
 async def serving(
     *plans: Plan, settings: Settings | None = None, account: Account | None = None
 ) -> AsyncIterator[Gateway]:
-    """A started gateway; stopped at the end, whatever happened."""
+    """A started gateway; stopped at the end, whatever happened.
+
+    Without settings nothing is kept on disk: what one test leaves there another would find.
+    """
     gateway = Gateway(
         plans or (toy_plan(),),
-        settings=settings or Settings(),
+        settings=settings or Settings(cache=CacheSettings(enabled=False)),
         account=account or Account(),
         read_machine=lambda: MACHINE,
     )

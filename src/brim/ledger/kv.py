@@ -1,41 +1,39 @@
-"""One model's KV pool, granted to admitted requests by the token."""
+"""What admitted requests may come to need of one model's KV pool, by the token."""
 
 
 class KvAccount:
-    """Reservations against a pool; their sum never exceeds it.
+    """Bounds of admitted requests against a pool.
 
-    A request reserves its bound (prompt plus answer) when it is admitted and releases it when it
-    ends, so that no step can find the pool full.  Shared prefixes take fewer cells than reserved,
-    never more.
+    A request enters its bound (prompt plus answer) when it is admitted and releases it when it
+    ends.  The bounds may add up to more than the pool: the worker's scheduler lets requests wait
+    for cells, and knows which of them share some.  The pool is what all of them can come to hold.
     """
 
     def __init__(self, kv_tokens: int) -> None:
         self.kv_tokens = kv_tokens
-        self._reserved: dict[str, int] = {}
+        self._bounds: dict[str, int] = {}
+        self._num_asked = 0
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that admitted requests hold."""
-        return sum(self._reserved.values())
+        """Tokens of the pool that admitted requests can come to hold; at most all of it."""
+        return min(self.kv_tokens, self._num_asked)
 
-    @property
-    def free_tokens(self) -> int:
-        """Tokens that can still be reserved."""
-        return self.kv_tokens - self.reserved_tokens
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Whether a request of this bound would find its cells free, shared prefixes left out."""
+        return self._num_asked + num_tokens <= self.kv_tokens
 
-    def reserve(self, request_id: str, num_tokens: int) -> bool:
-        """Reserve tokens for a request; False where they are not free now.
+    def reserve(self, request_id: str, num_tokens: int) -> None:
+        """Enter a request's bound.
 
         At most the whole pool: admission's `check_fits` tells the client of more, which would
         never be free.
         """
-        assert request_id not in self._reserved, f"{request_id} reserves twice"
+        assert request_id not in self._bounds, f"{request_id} reserves twice"
         assert 0 <= num_tokens <= self.kv_tokens
-        if num_tokens > self.free_tokens:
-            return False
-        self._reserved[request_id] = num_tokens
-        return True
+        self._bounds[request_id] = num_tokens
+        self._num_asked += num_tokens
 
     def release(self, request_id: str) -> None:
         """Give back what a request reserved; nothing where it holds nothing."""
-        self._reserved.pop(request_id, None)
+        self._num_asked -= self._bounds.pop(request_id, 0)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from brim.core.answer import Delta, ErrorInfo, FinishReason
+from brim.core.answer import Delta, ErrorInfo, FinishReason, MovedLine, OverflowReport
 from brim.core.plan import Plan
 from brim.errors import BrimError
 from brim.worker.deltas import DeltaBuffer
@@ -18,6 +18,9 @@ class StreamedAnswer:
         max_tokens: Bound of each choice.
         num_choices: How many endings are owed.
         plan: How the model is loaded.
+        queue_place: Where it stood in the queue when it was started.
+        overflow: What was done to its prompt to make it fit.
+        moved_lines: Lines of it that do not stand where the client put them.
         on_cancel: Called when the client gives up before the end.
     """
 
@@ -30,11 +33,17 @@ class StreamedAnswer:
         num_choices: int,
         plan: Plan,
         on_cancel: Callable[[int], None],
+        queue_place: int = 0,
+        overflow: OverflowReport | None = None,
+        moved_lines: tuple[MovedLine, ...] = (),
     ) -> None:
         self.ticket = ticket
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens
         self.plan = plan
+        self.queue_place = queue_place
+        self.overflow = overflow
+        self.moved_lines = moved_lines
         self._on_cancel = on_cancel
         self._owed = set(range(num_choices))
         self._arrived = DeltaBuffer()

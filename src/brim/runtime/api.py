@@ -10,12 +10,13 @@ from typing import Protocol
 
 import msgspec
 
-from brim.core.answer import Delta
+from brim.core.answer import Delta, MovedLine, OverflowReport
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
-from brim.core.request import Request
+from brim.core.request import OverflowPolicy, Request
 from brim.ledger.entry import EntryLine, Statement
 from brim.ledger.history import ForecastError
+from brim.runtime.request_counts import RequestCounts
 from brim.worker.protocol import Stats
 
 
@@ -47,10 +48,14 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     num_running: int = 0
     num_waiting: int = 0
-    """Requests that wait for room in the KV pool."""
+    """Requests that wait for their turn in the worker's queue."""
     num_deaths: int = 0
     worker_stats: Stats | None = None
     """The worker's counters, a few seconds old at most while it is up."""
+    requests: RequestCounts = RequestCounts()
+    """What became of the requests that were sent to it."""
+    overflow: OverflowPolicy = OverflowPolicy.REJECT
+    """What becomes of conversations that outgrow the window, where a request does not say."""
     entry: EntryLine | None = None
     """What it costs the machine's account; None while it is out of memory."""
     forecast_errors: tuple[ForecastError, ...] = ()
@@ -64,6 +69,21 @@ class Answer(Protocol):
     max_tokens: int
     """Bound of each choice, after the window and the answer bound were applied."""
     plan: Plan
+
+    @property
+    def queue_place(self) -> int:
+        """Where it stood in its model's queue when it was started: 0 ran at once, 1 was next."""
+        ...
+
+    @property
+    def overflow(self) -> OverflowReport | None:
+        """What was done to its prompt to make it fit the window, where something was."""
+        ...
+
+    @property
+    def moved_lines(self) -> tuple[MovedLine, ...]:
+        """Lines of it that do not stand where the client put them, so that its prefix is found."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
         """Batches of deltas; whatever arrived while the consumer was busy comes as one batch.

@@ -213,3 +213,6 @@ class Gateway:
                 await self._granter.refresh()
             except (BrimError, OSError) as exc:
                 log_event("machine_unread", reason=exc)
+            else:
+                for host in self._hosts.values():
+                    host.end_waiting_where_short()

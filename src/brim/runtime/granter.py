@@ -17,7 +17,7 @@ from brim.errors import DoesNotFit
 from brim.ledger.account import Account
 from brim.ledger.book import Book, Page, beside
 from brim.ledger.correction import PastErrors, corrected
-from brim.ledger.entry import Statement
+from brim.ledger.entry import Statement, TransientKind
 from brim.ledger.history import ForecastHistory
 from brim.ledger.kv import KvAccount
 from brim.planner.fit import Room
@@ -27,6 +27,9 @@ from brim.telemetry.events import log_event
 REFUSAL_PERIOD_S = 60.0
 """Between two refusals of a model that count: clients that try again and a start that waits ask
 every few seconds, and would wear out in a minute what its loads have taught."""
+
+WRITES_PART = 4
+"""At most one part in this many of what is left goes to KV on its way to the disk."""
 
 Fit = Callable[[Plan, MachineSpec, Room], Plan]
 """A plan for the room that is left, at most as large as the one that is wished for."""
@@ -111,6 +114,28 @@ class Granter:
         room = self._account.room(machine, without=without)
         plan = await asyncio.to_thread(self._suited, wish, machine, past, room)
         return self._account.ask(plan, machine, past=past, without=without)
+
+    async def reserve_writes(self, name: str, max_bytes: int) -> int:
+        """Set memory aside for KV on its way to the disk, as long as the model stands there.
+
+        Out of what is left of the comfortable budget by the newest reading, and a part of that
+        alone: it is not worth a model's place, and the next model may need the rest.
+
+        Returns:
+            The bytes that were set aside; 0 where there are none to spare.
+
+        Raises:
+            Busy: Another process keeps the book locked.
+        """
+        assert self._machine is not None, "a grant needs a reading"
+        left_bytes = self._account.room(self._machine).comfortable_bytes
+        num_bytes = min(max_bytes, left_bytes // WRITES_PART)
+        kind = TransientKind.PREFIX_CACHE_WRITE
+        if not num_bytes or not self._account.reserve(name, kind, num_bytes, self._machine):
+            return 0
+        async with self._page() as page:
+            await self._write(page)
+        return num_bytes
 
     async def release(self, name: str) -> None:
         """Take a model out of the account and out of the book."""

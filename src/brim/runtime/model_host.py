@@ -1,18 +1,21 @@
 """One served model: admission in two phases, and the answers that are owed.
 
-A request is prepared in the worker (phase one: how long is it?), bounded and granted its KV here,
-and only then started (phase two).  Whatever ends it, its grant is released exactly once.
+A request is prepared in the worker (phase one: how long is it?), bounded and checked against the
+machine here, and then started (phase two): the worker's scheduler, which knows what is shared, lets
+it wait for its turn.  Whatever ends it, what it reserved is released exactly once.
 """
 
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import time
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from brim.config.tree import Settings
-from brim.core.answer import Delta, FinishReason
+from brim.core.answer import Delta, ErrorInfo, FinishReason
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.core.request import Request
@@ -24,8 +27,10 @@ from brim.machine.process import resident_bytes
 from brim.runtime.answer import StreamedAnswer
 from brim.runtime.api import ModelState, ModelStatus
 from brim.runtime.forecast_errors import LoadRecord
-from brim.runtime.kv_queue import KvQueue
+from brim.runtime.request_counts import RequestCounter
+from brim.runtime.summaries import Summaries
 from brim.runtime.supervisor import Supervisor
+from brim.runtime.worker_options import cache_options, worker_options
 from brim.runtime.worker_process import Deltas, WorkerProcess
 from brim.scheduler.admission import (
     answer_bound,
@@ -34,7 +39,9 @@ from brim.scheduler.admission import (
     check_fits,
     kv_bound,
 )
-from brim.worker.protocol import Stats
+from brim.worker.protocol import Counted, Stats
+
+_log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60.0
 """Longer advice than a minute would be a guess about other clients."""
@@ -46,12 +53,20 @@ PRESSURE_RETRY_AFTER_S = 15.0
 """By then the machine has been read again."""
 
 
-class Running(NamedTuple):
+@dataclass(slots=True)
+class Running:
     """A started request: its answer, and the worker that owes it."""
 
+    request: Request
     answer: StreamedAnswer
     worker: WorkerProcess
-    started_s: float
+    has_begun: bool
+    """Whether it may have been worked on: it found no queue, or something of it has come."""
+    may_repeat: bool
+    """Whether another worker may be given it.  Once, lest a prompt that kills workers take three of
+    them."""
+    is_counted: bool = True
+    """Whether a client sent it."""
 
 
 class Seat(Protocol):
@@ -98,6 +113,7 @@ class ModelHost:
         self._settings = settings
         self._seat = seat
         self._history = history
+        self._max_inflight_bytes = 0
         self._supervisor = self._new_supervisor()
         self._is_loaded = False
         self._absence = ""
@@ -105,10 +121,13 @@ class ModelHost:
         self._num_deaths_before = 0
         self._num_failed_loads = 0
         self._longest_tokens = 0
-        self._kv = KvQueue(KvAccount(wish.kv_tokens))
+        self._kv = KvAccount(wish.kv_tokens)
+        self._counter = RequestCounter()
+        self._repeating: set[asyncio.Task[None]] = set()
         self._tickets = itertools.count(1)
         self._running: dict[int, Running] = {}
         self._num_submitting = 0
+        self._summaries = Summaries(self._admit_own)
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
@@ -119,6 +138,12 @@ class ModelHost:
     def is_loaded(self) -> bool:
         """Whether a worker has the model, or is being restarted with it."""
         return self._is_loaded
+
+    @property
+    def wanted_inflight_bytes(self) -> int:
+        """What its worker would use of memory for KV on its way to the disk."""
+        cache = cache_options(self._settings.cache)
+        return 0 if cache is None else cache.max_inflight_bytes
 
     @property
     def is_idle(self) -> bool:
@@ -139,10 +164,12 @@ class ModelHost:
             footprint=None if loaded is None else loaded.footprint,
             resident_bytes=self.resident_bytes,
             load_s=None if loaded is None else loaded.load_s,
-            num_running=len(self._running),
-            num_waiting=len(self._kv),
+            num_running=len(self._running) - self._num_waiting,
+            num_waiting=self._num_waiting,
             num_deaths=self._num_deaths_before + supervisor.num_deaths,
             worker_stats=self._worker_stats,
+            requests=self._counter.counts(),
+            overflow=self._settings.models.overflow,
             forecast_errors=() if self._record is None else self._record.errors(),
         )
 
@@ -166,15 +193,20 @@ class ModelHost:
         """Be loaded by this plan from now on; while it is out of memory alone."""
         assert not self._is_loaded
         self.plan = plan
-        self._kv = KvQueue(pool)
+        self._kv = pool
 
-    async def load(self, machine: MachineSpec) -> None:
+    async def load(self, machine: MachineSpec, *, max_inflight_bytes: int = 0) -> None:
         """Load the model, granted by this reading of the machine.
+
+        Args:
+            machine: The reading.
+            max_inflight_bytes: Set aside for KV on its way to the disk; 0 writes none.
 
         Raises:
             BrimError: It could not be loaded.
         """
         self._num_deaths_before += self._supervisor.num_deaths
+        self._max_inflight_bytes = max_inflight_bytes
         self._supervisor = self._new_supervisor()
         self._absence = ""
         try:
@@ -202,6 +234,13 @@ class ModelHost:
 
     async def submit(self, request: Request) -> StreamedAnswer:
         """Count, admit and start a request; see `runtime.api.Runtime.submit`."""
+        try:
+            return await self._submit(request)
+        except BrimError as error:
+            self._counter.note_refusal(error)
+            raise
+
+    async def _submit(self, request: Request) -> StreamedAnswer:
         self._check_open()
         check_choices(request.num_choices, self.plan)
         self._num_submitting += 1
@@ -216,7 +255,7 @@ class ModelHost:
                 # It was not started: nothing of it has happened yet, so it is prepared once more.
                 # Not more often, lest a prompt that kills workers take three of them.
                 self._check_draining()
-            return await self._admit(await self._worker(), request)
+            return await self._admit(await self._worker(), request, may_repeat=False)
         finally:
             self._num_submitting -= 1
 
@@ -245,9 +284,11 @@ class ModelHost:
                 await self.worker_stats()
 
     async def drain(self, limit_s: float) -> None:
-        """Refuse what is not running, let the rest finish, and end what is left at the limit."""
+        """Refuse what has not begun, let the rest finish, and end what is left at the limit."""
         self._is_draining = True
-        self._kv.refuse_all(_shutting_down())
+        for ticket, running in tuple(self._running.items()):
+            if not running.has_begun:
+                self._drop(ticket, FinishReason.ERROR, _shutting_down())
         try:
             async with asyncio.timeout(limit_s):
                 await self._idle.wait()
@@ -258,6 +299,9 @@ class ModelHost:
     async def stop(self) -> None:
         """End everything that is owed, and the worker; safe more than once."""
         await self.drain(0.0)
+        for repeating in self._repeating:
+            repeating.cancel()
+        await asyncio.gather(*self._repeating, return_exceptions=True)
         self._is_loaded, self._absence = False, ""
         await self._supervisor.stop()
 
@@ -276,11 +320,13 @@ class ModelHost:
             self._check_draining()
             raise
 
-    async def _admit(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
+    async def _admit(
+        self, worker: WorkerProcess, request: Request, *, may_repeat: bool = True
+    ) -> StreamedAnswer:
         ticket = next(self._tickets)
-        started_s = time.monotonic()
         try:
-            num_prompt_tokens = await worker.prepare(ticket, request)
+            counted = await self._prepare(worker, ticket, request)
+            num_prompt_tokens = counted.num_prompt_tokens
             forks_share_kv = self._supervisor.forks_share_kv
             share = answer_share(
                 num_prompt_tokens,
@@ -288,51 +334,104 @@ class ModelHost:
                 kv_tokens=self.plan.kv_tokens,
                 forks_share_kv=forks_share_kv,
             )
+            answer_tokens = self._settings.models.answer_tokens
+            if not counted.may_outgrow:
+                answer_tokens = max(1, min(answer_tokens, share))
             max_tokens = answer_bound(
                 num_prompt_tokens,
                 request.max_tokens,
                 context_tokens=self.plan.context_tokens,
-                answer_tokens=max(1, min(self._settings.models.answer_tokens, share)),
+                answer_tokens=answer_tokens,
+                may_outgrow=counted.may_outgrow,
             )
             kv_tokens = kv_bound(
                 num_prompt_tokens,
-                max_tokens,
+                min(max_tokens, self.plan.context_tokens - num_prompt_tokens),
                 request.num_choices,
                 forks_share_kv=forks_share_kv,
             )
             check_fits(kv_tokens, self.plan)
             self._check_growth(kv_tokens, request)
-            await self._kv.acquire(str(ticket), kv_tokens)
             self._check_draining()
-            # It may have waited for minutes, in which others took memory or were admitted.
-            self._check_growth(0, request)
             worker.start(ticket, max_tokens)
         except BaseException:
             # The client's leaving is one of these: the worker must not hold its prompt for ever.
             worker.cancel(ticket)
-            self._kv.release(str(ticket))
             raise
+        queue_place = self._queue_place(kv_tokens, request)
+        self._kv.reserve(str(ticket), kv_tokens)
         answer = StreamedAnswer(
             ticket,
             num_prompt_tokens=num_prompt_tokens,
             max_tokens=max_tokens,
             num_choices=request.num_choices,
             plan=self.plan,
+            queue_place=queue_place,
+            overflow=counted.overflow,
+            moved_lines=counted.moved_lines,
             on_cancel=self._cancel,
         )
-        self._running[ticket] = Running(answer, worker, started_s)
+        if counted.overflow is not None:
+            self._counter.note_removal(counted.overflow.num_removed_tokens)
+        self._running[ticket] = Running(
+            request, answer, worker, has_begun=queue_place == 0, may_repeat=may_repeat
+        )
         self._idle.clear()
         return answer
 
+    async def _admit_own(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
+        """Admit a request of brim itself: counters tell of what clients sent, and leave it out."""
+        answer = await self._admit(worker, request)
+        self._running[answer.ticket].is_counted = False
+        return answer
+
+    async def _prepare(self, worker: WorkerProcess, ticket: int, request: Request) -> Counted:
+        """The prompt's length, once the worker holds its tokens."""
+        return await self._summaries.prepare(worker, ticket, request)
+
+    def _queue_place(self, kv_tokens: int, request: Request) -> int:
+        """Where the request stands in the worker's queue: 0 runs at once, 1 is the next.
+
+        As far as is known here: the worker puts interactive and short requests first, and those
+        that share prefixes need fewer cells than their bounds.
+        """
+        if self._num_waiting:
+            return self._num_waiting + 1
+        num_choices = sum(each.request.num_choices for each in self._running.values())
+        has_sequences = num_choices + request.num_choices <= self.plan.max_sequences
+        return 0 if has_sequences and self._kv.has_room_for(kv_tokens) else 1
+
+    @property
+    def _num_waiting(self) -> int:
+        """Started requests that nothing is known to have been done for."""
+        return sum(not each.has_begun for each in self._running.values())
+
     def _new_supervisor(self) -> Supervisor:
         return Supervisor(
-            self.plan, self._settings.worker, on_deltas=self._on_deltas, on_death=self._on_death
+            self.plan,
+            worker_options(self._settings, max_inflight_bytes=self._max_inflight_bytes),
+            self._settings.worker,
+            on_deltas=self._on_deltas,
+            on_death=self._on_death,
         )
+
+    def end_waiting_where_short(self) -> None:
+        """End requests that have not begun and whose memory other programs took, newest first."""
+        for ticket, running in reversed(tuple(self._running.items())):
+            if not running.has_begun:
+                try:
+                    self._check_growth(0, running.request)
+                except Busy as error:
+                    self._drop(ticket, FinishReason.ERROR, error)
 
     def _check_growth(self, kv_tokens: int, request: Request) -> None:
         """Refuse what would have to be swapped in: other programs took what the model was granted.
 
         A request that is forced by the client, where the operator allows it, goes on.
+
+        Args:
+            kv_tokens: Its bound; 0 where the account has it already.
+            request: The request.
         """
         short_bytes = self._seat.short_of_growth(self.name, kv_tokens)
         if short_bytes and not request.force:
@@ -353,14 +452,14 @@ class ModelHost:
         """Refuse a request while draining, and one more than may wait."""
         self._check_draining()
         num_open = self._num_submitting + len(self._running)
-        num_waiting = max(0, num_open - self.plan.max_sequences)
+        num_ahead = max(0, num_open - self.plan.max_sequences)
         if num_open < self.plan.max_sequences + self._settings.models.max_queued_requests:
             return
-        wait_s = self._mean_answer_s * max(1, num_waiting) / self.plan.max_sequences
+        wait_s = self._mean_answer_s * max(1, num_ahead) / self.plan.max_sequences
         wait_s = math.ceil(min(max(wait_s, 1.0), MAX_RETRY_AFTER_S))
         raise Busy(
-            f"{num_open} requests run or wait for model '{self.plan.model.name}', as many as may; "
-            f"try again in {wait_s} s",
+            f"{num_open} requests run or wait for model '{self.plan.model.name}', as many as may "
+            f"({num_ahead} in the queue); try again in {wait_s} s",
             retry_after_s=wait_s,
         )
 
@@ -369,18 +468,42 @@ class ModelHost:
             running = self._running.get(ticket)
             if running is None:
                 continue  # cancelled while this was on its way
+            running.has_begun = True
             running.answer.push(delta)
+            if running.is_counted:
+                self._counter.note_delta(delta)
             if running.answer.is_ended:
                 self._forget(ticket)
+                if running.is_counted:
+                    self._counter.note_end(delta)
                 if delta.finish_reason is not FinishReason.ERROR:
-                    self._note_length(running.answer, delta)
-                    self._supervisor.note_answer()
-                    self._note_duration(time.monotonic() - running.started_s)
+                    self._note_answer(running.answer, delta)
 
     def _on_death(self, death: WorkerDied) -> None:
-        # Whoever waits for KV is granted it now, finds the worker dead and prepares again.
-        for ticket in tuple(self._running):
-            self._drop(ticket, FinishReason.ERROR, death)
+        for ticket, running in tuple(self._running.items()):
+            if running.has_begun or not running.may_repeat:
+                self._drop(ticket, FinishReason.ERROR, death)
+                continue
+            running.may_repeat = False
+            task = asyncio.get_running_loop().create_task(
+                self._repeat(ticket, running), name=f"repeating request {ticket} of {self.name}"
+            )
+            self._repeating.add(task)
+            task.add_done_callback(self._repeating.discard)
+
+    async def _repeat(self, ticket: int, running: Running) -> None:
+        """Give a request that waited in a worker that died to the next one."""
+        try:
+            worker = running.worker = await self._worker()
+            await self._prepare(worker, ticket, running.request)
+            if ticket in self._running:
+                worker.start(ticket, running.answer.max_tokens)
+            else:
+                worker.cancel(ticket)  # its client has left meanwhile
+        except Exception as exc:
+            if ticket in self._running:
+                error = exc if isinstance(exc, BrimError) else _defect(exc)
+                self._drop(ticket, FinishReason.ERROR, error)
 
     def _cancel(self, ticket: int) -> None:
         self._drop(ticket, FinishReason.CANCELLED)
@@ -393,6 +516,9 @@ class ModelHost:
         running.worker.cancel(ticket)
         running.answer.end(reason, error)
         self._forget(ticket)
+        if running.is_counted:
+            info = None if error is None else ErrorInfo.of(error)
+            self._counter.note_end(Delta(finish_reason=reason, error=info))
 
     def _forget(self, ticket: int) -> None:
         """Give the grant back; the one place where a running request ends."""
@@ -402,14 +528,20 @@ class ModelHost:
         if not self._running:
             self._idle.set()
 
-    def _note_length(self, answer: StreamedAnswer, last: Delta) -> None:
+    def _note_answer(self, answer: StreamedAnswer, last: Delta) -> None:
+        """A request was answered to its end: it says how long answers get and take."""
+        self._supervisor.note_answer()
         if last.timings is not None:
             num_tokens = answer.num_prompt_tokens + last.timings.num_completion_tokens
             self._longest_tokens = max(self._longest_tokens, num_tokens)
+            # Without its wait.  One part in eight: about the last dozen answers count.
+            answer_s = last.timings.prefill_s + last.timings.decode_s
+            self._mean_answer_s += (answer_s - self._mean_answer_s) / 8
 
-    def _note_duration(self, answer_s: float) -> None:
-        # One part in eight: about the last dozen answers count.
-        self._mean_answer_s += (answer_s - self._mean_answer_s) / 8
+
+def _defect(exc: Exception) -> EngineError:
+    _log.exception("repeating a request failed")
+    return EngineError(f"repeating the request failed: {type(exc).__name__}: {exc}")
 
 
 def _shutting_down() -> Busy:

@@ -266,9 +266,13 @@ class Residency:
         """Load a granted model; its grant is given back where that fails."""
         machine = self._granter.machine
         assert machine is not None, "a grant needs a reading"
-        self._account.begin_load(host.name)
         try:
-            await host.load(machine)
+            # After every grant of a start: caches get what models leave.
+            inflight_bytes = await self._granter.reserve_writes(
+                host.name, host.wanted_inflight_bytes
+            )
+            self._account.begin_load(host.name)
+            await host.load(machine, max_inflight_bytes=inflight_bytes)
         except BaseException:
             await self._release(host.name)
             raise

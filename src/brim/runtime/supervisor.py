@@ -17,7 +17,7 @@ from brim.errors import BrimError, Busy, EngineError, WorkerDied
 from brim.runtime.api import ModelState
 from brim.runtime.worker_process import Deltas, WorkerProcess
 from brim.telemetry.events import log_event
-from brim.worker.protocol import Loaded
+from brim.worker.protocol import Loaded, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Supervisor:
 
     Args:
         plan: How the model is loaded.
+        options: How its worker works.
         settings: Back-off and quarantine.
         on_deltas: Called with what the worker produces.
         on_death: Called once for each death, with what to tell those who were owed an answer.
@@ -39,12 +40,14 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
+        options: WorkerOptions,
         settings: WorkerSettings,
         *,
         on_deltas: Callable[[Deltas], None],
         on_death: Callable[[WorkerDied], None],
     ) -> None:
         self._plan = plan
+        self._options = options
         self._settings = settings
         self._on_deltas = on_deltas
         self._on_death = on_death
@@ -135,7 +138,7 @@ class Supervisor:
     async def _launch(self) -> WorkerProcess:
         worker = await WorkerProcess.spawn(self._plan, self._on_deltas)
         try:
-            self.loaded = await worker.load(self._plan)
+            self.loaded = await worker.load(self._plan, self._options)
         except BaseException:
             await worker.kill()
             raise

@@ -17,6 +17,7 @@ from brim.errors import BrimError, EngineError, WorkerDied
 from brim.runtime.connection import Connection
 from brim.runtime.worker_limits import HELLO_LIMIT_S, hang_limit_s, load_limit_s
 from brim.runtime.worker_start import exit_in_words, start_process
+from brim.telemetry.events import relay_event
 from brim.worker import protocol
 
 SHUTDOWN_LIMIT_S = 5.0
@@ -63,7 +64,7 @@ class WorkerProcess:
         self._connection = Connection(self._on_frame, self._on_lost)
         self._hello: asyncio.Future[protocol.Hello] = loop.create_future()
         self._loaded: asyncio.Future[protocol.Loaded] = loop.create_future()
-        self._counted: dict[int, asyncio.Future[int]] = {}
+        self._counted: dict[int, asyncio.Future[protocol.Counted]] = {}
         self._stats: list[asyncio.Future[protocol.Stats]] = []
         self._lost: asyncio.Future[str | None] = loop.create_future()
         self._death: asyncio.Future[WorkerDied] = loop.create_future()
@@ -130,17 +131,25 @@ class WorkerProcess:
         """Whether the socket still stands."""
         return not self._lost.done()
 
-    async def load(self, plan: Plan) -> protocol.Loaded:
+    async def load(
+        self, plan: Plan, options: protocol.WorkerOptions | None = None
+    ) -> protocol.Loaded:
         """Load the model.
+
+        Args:
+            plan: How.
+            options: How the worker is to work; the protocol's defaults where None.
 
         Raises:
             BrimError: What the engine said, as itself; WorkerDied where the process ended.
         """
-        self._connection.send(protocol.Load(plan))
+        self._connection.send(protocol.Load(plan, options or protocol.WorkerOptions()))
         return await self._answer(self._loaded, load_limit_s(plan))
 
-    async def prepare(self, ticket: int, request: Request) -> int:
-        """Tokens of the request's prompt; the worker holds it until `start` or `cancel`.
+    async def prepare(
+        self, ticket: int, request: Request, summary: str | None = None
+    ) -> protocol.Counted:
+        """How long the request's prompt is; the worker holds it until `start` or `cancel`.
 
         Has no limit of its own, since prompts wait for others: `stats`, which waits behind them,
         finds a worker that hangs.
@@ -150,7 +159,7 @@ class WorkerProcess:
         """
         future = self._counted[ticket] = self._new_future()
         try:
-            self._connection.send(protocol.Prepare(ticket, request))
+            self._connection.send(protocol.Prepare(ticket, request, summary))
             return await future
         finally:
             del self._counted[ticket]
@@ -232,7 +241,7 @@ class WorkerProcess:
                 deltas = tuple(pair for pair in deltas if not self._is_refusal(*pair))
             self._on_deltas(deltas)
         elif isinstance(frame, protocol.Counted):
-            _resolve(self._counted.get(frame.ticket), frame.num_prompt_tokens)
+            _resolve(self._counted.get(frame.ticket), frame)
         elif isinstance(frame, protocol.Stats):
             _resolve(self._stats.pop(0) if self._stats else None, frame)
         elif isinstance(frame, protocol.Loaded):
@@ -283,12 +292,16 @@ class WorkerProcess:
             self._process.kill()
 
     async def _keep_stderr(self) -> None:
-        """Keep the last of what the worker writes; it must be read for the worker not to block."""
+        """Keep the last of what the worker writes; it must be read for the worker not to block.
+
+        Events are for whoever watches the server: they are passed on, and are nobody's last words.
+        """
         stderr = self._process.stderr
         assert stderr is not None
         while data := await stderr.read(MAX_STDERR_BYTES):
-            self._stderr += data
-            del self._stderr[:-MAX_STDERR_BYTES]
+            *lines, rest = (self._stderr + data).split(b"\n")
+            kept = [line for line in lines if not relay_event(line.decode("utf-8", "replace"))]
+            self._stderr = bytearray(b"\n").join([*kept, rest])[-MAX_STDERR_BYTES:]
 
     def _last_words(self, exit_code: int | None) -> str:
         """The last line of its stderr, where it says something about the death."""

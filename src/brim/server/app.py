@@ -14,6 +14,7 @@ from brim.server.guard import LOOPBACK_HOSTS, BrowserGuard
 from brim.server.limits import MAX_BODY_BYTES
 from brim.server.routes.completions import CHAT, PLAIN, CompletionsEndpoint
 from brim.server.routes.description import DescriptionRoute
+from brim.server.routes.metrics import MetricsRoute
 from brim.server.routes.models import ModelRoutes
 from brim.server.routes.status import StatusRoutes
 from brim.server.stream import HEARTBEAT_S
@@ -53,6 +54,7 @@ def build_app(
             Route("/health", status.health),
             Route("/brim/ps", status.ps),
             Route("/brim/ledger", status.ledger),
+            Route("/metrics", MetricsRoute(runtime).get),
             Route("/openapi.json", DescriptionRoute(runtime).get),
         ],
         middleware=[

@@ -58,3 +58,6 @@ MAX_VARIABLE_DEPTH = 16
 MAX_VARIABLES_BYTES = 1024 * 1024
 """JSON of `chat_template_kwargs`: hundreds of times what templates are told.  A number can be twice
 as long in a frame to a worker as it is in JSON."""
+
+STRING_END = r"$(?!\n)"
+"""Of a pattern: in Python, not in JSON schemas, `$` alone also matches before a last line feed."""

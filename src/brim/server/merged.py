@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from brim.core.answer import Delta
+from brim.core.answer import Delta, MovedLine, OverflowReport
 from brim.core.plan import Plan
 from brim.core.request import Request
 from brim.runtime.api import Answer, Runtime
@@ -39,6 +39,7 @@ class MergedAnswer:
 
     def __init__(self, runtime: Runtime, requests: Sequence[Request]) -> None:
         self._runtime = runtime
+        self._admitted: list[Answer] = []
         self._first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue: asyncio.Queue[list[Delta] | BaseException | None] = asyncio.Queue(maxsize=1)
         self._tasks = [
@@ -57,9 +58,34 @@ class MergedAnswer:
         self.max_tokens = first.max_tokens
         self.plan: Plan = first.plan
 
+    @property
+    def moved_lines(self) -> tuple[MovedLine, ...]:
+        """None: prompts of completions have no turns in which such lines are known."""
+        return ()
+
+    @property
+    def queue_place(self) -> int:
+        """Of the last of the requests that were started so far."""
+        return max(answer.queue_place for answer in self._admitted)
+
+    @property
+    def overflow(self) -> OverflowReport | None:
+        """What was done to all prompts together, as far as they were started."""
+        reports = [answer.overflow for answer in self._admitted if answer.overflow is not None]
+        if len(reports) < 2:
+            return reports[0] if reports else None
+        return OverflowReport(
+            policy=reports[0].policy,
+            num_tokens_before=sum(each.num_tokens_before for each in reports),
+            num_tokens_after=sum(each.num_tokens_after for each in reports),
+            num_removed_tokens=sum(each.num_removed_tokens for each in reports),
+            num_summary_tokens=sum(each.num_summary_tokens for each in reports),
+        )
+
     async def _read(self, request: Request, offset: int) -> None:
         try:
             answer = await self._runtime.submit(request)
+            self._admitted.append(answer)
             try:
                 if not self._first.done():
                     self._first.set_result(answer)

@@ -97,6 +97,15 @@ def _paths() -> dict[str, Any]:
                 {"anyOf": [_ref(Statement), {"type": "null"}]},
             )
         },
+        "/metrics": {
+            "get": {
+                "summary": "Counters and gauges in Prometheus' text format",
+                "responses": {
+                    "200": {"description": "OK", "content": {"text/plain": {}}},
+                    "403": _error("403"),
+                },
+            }
+        },
         "/openapi.json": {"get": _get("This document", {"type": "object"})},
     }
 
@@ -150,6 +159,7 @@ def _refine(components: dict[str, Any], models: Sequence[ModelStatus]) -> None:
         }
         schema.setdefault("allOf", []).append(_needs("stream_options", "stream"))
     chat["allOf"].append(_needs("top_logprobs", "logprobs"))
+    components["ChatMessage"]["allOf"] = _message_rules()
     plain["properties"]["prompt"] = _prompt_schema(vocab_size)
 
 
@@ -159,6 +169,24 @@ def _needs(name: str, switch: str) -> dict[str, Any]:
         "if": {"properties": {name: {"not": {"type": "null"}}}, "required": [name]},
         "then": {"properties": {switch: {"const": True}}, "required": [switch]},
     }
+
+
+def _message_rules() -> list[dict[str, Any]]:
+    """Content may be missing beside tool calls alone, and some fields are the model's."""
+    calls = {
+        "properties": {"tool_calls": {"type": "array", "minItems": 1}},
+        "required": ["tool_calls"],
+    }
+    content = {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]}
+    by_model = {"properties": {"role": {"const": "assistant"}}}
+    rules = [
+        {
+            "if": {"properties": {name: {"not": {"type": "null"}}}, "required": [name]},
+            "then": by_model,
+        }
+        for name in ("reasoning_content", "reasoning", "tool_calls")
+    ]
+    return [{"if": {"not": calls}, "then": content}, *rules]
 
 
 def _prompt_schema(vocab_size: int) -> dict[str, Any]:

@@ -80,12 +80,14 @@ async def failures_as_events(out: EventStream) -> AsyncIterator[None]:
     await out.end()
 
 
-async def bridged(work: Coroutine[Any, Any, T], out: EventStream, heartbeat_s: float) -> T:
+async def bridged(
+    work: Coroutine[Any, Any, T], out: EventStream, heartbeat_s: float, comment: bytes = _HEARTBEAT
+) -> T:
     """The result of `work`, with a comment on the stream for every `heartbeat_s` it takes."""
     task = asyncio.create_task(work)
     try:
         while not (await asyncio.wait((task,), timeout=heartbeat_s))[0]:
-            await out.write(_HEARTBEAT)
+            await out.write(comment)
     finally:
         if not task.done():
             # Waited for: until it has ended it may still be given what must be released.
@@ -108,7 +110,7 @@ async def stream_answer(
     async def first() -> list[Delta] | None:
         return await anext(batches, None)
 
-    batch = await bridged(first(), out, heartbeat_s)
+    batch = await bridged(first(), out, heartbeat_s, _waiting_comment(answer))
     opening = writer.opening()
     while batch is not None:
         data, failure = encode_batch(writer, tally, merged(batch))
@@ -120,6 +122,12 @@ async def stream_answer(
         batch = await anext(batches, None)
     tally.check_complete()
     await out.write(writer.closing(tally) + DONE)
+
+
+def _waiting_comment(answer: Answer) -> bytes:
+    if not answer.queue_place:
+        return _HEARTBEAT
+    return b": nothing yet; it came as number %d of the queue\n\n" % answer.queue_place
 
 
 def merged(batch: list[Delta]) -> list[Delta]:

@@ -7,8 +7,11 @@ happens once a request or a token.
 """
 
 import json
+import re
 import sys
 from datetime import UTC, datetime
+
+_EVENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [a-z_]+( [a-z_]+=|$)")
 
 
 def log_event(name: str, **fields: object) -> None:
@@ -20,8 +23,25 @@ def log_event(name: str, **fields: object) -> None:
     """
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     pairs = [f"{key}={_value(value)}" for key, value in fields.items() if value is not None]
+    _write(" ".join([when, name, *pairs]))
+
+
+def relay_event(line: str) -> bool:
+    """Write a line of another process's stderr to ours if it is an event; whether it is.
+
+    Example:
+        >>> relay_event("llama_model_load: error loading model")
+        False
+    """
+    is_event = _EVENT.match(line) is not None
+    if is_event:
+        _write(line)
+    return is_event
+
+
+def _write(line: str) -> None:
     try:
-        sys.stderr.write(" ".join([when, name, *pairs]) + "\n")
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         return

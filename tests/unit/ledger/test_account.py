@@ -90,7 +90,7 @@ def test_overrun_is_charged(machine: MachineSpec) -> None:
 
 def test_refusal_of_a_plan_says_what_helps(llama_8b: ModelSpec, machine: MachineSpec) -> None:
     """The message is one sentence with GiB, the binding term and each way to fit."""
-    plan = make_plan(llama_8b, machine, engine="llamacpp", context_tokens=32_768)
+    plan = make_plan(llama_8b, machine, engine="llamacpp", context_tokens=49_152)
     small = msgspec.structs.replace(machine, ram_bytes=17 * GB)
     with pytest.raises(DoesNotFit) as caught:
         Account().grant("llama-8b", plan, small)
@@ -111,13 +111,13 @@ def test_every_context_that_is_named_fits(
 ) -> None:
     """Following the advice to shorten the context or to favour memory gives a plan that fits."""
     plan = make_plan(
-        llama_8b, machine, engine="llamacpp", context_tokens=32_768, max_sequences=sequences
+        llama_8b, machine, engine="llamacpp", context_tokens=49_152, max_sequences=sequences
     )
     small = msgspec.structs.replace(machine, ram_bytes=17 * GB)
     ways = Account().ask(plan, small).ways_to_fit
     [shorter] = [way for way in ways if way.startswith("a context of ")]
     context = int(shorter.split("--ctx ")[1].rstrip(")"))
-    for objective, tokens in ((Objective.DECODE, context), (Objective.MEMORY, 32_768)):
+    for objective, tokens in ((Objective.DECODE, context), (Objective.MEMORY, 49_152)):
         again = make_plan(
             llama_8b, small, engine="llamacpp", context_tokens=tokens, objective=objective,
             max_sequences=sequences,
@@ -149,7 +149,7 @@ def test_at_most_three_ways_are_named_and_the_cheapest_first(
     """Options before another model's end, that before a download; closing programs comes last."""
     account = Account()
     account.grant("helper", terms(4 * GB), machine)
-    plan = make_plan(llama_8b, machine, engine="llamacpp", context_tokens=32_768)
+    plan = make_plan(llama_8b, machine, engine="llamacpp", context_tokens=49_152)
     assert plan.memory.total_bytes > 10 * GB
     options, context, stop = account.ask(plan, machine).ways_to_fit
     assert options.endswith(f"--objective memory, {options.split(', ')[-1]}")

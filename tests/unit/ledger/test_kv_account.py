@@ -1,15 +1,18 @@
-"""A model's KV pool, granted by the token."""
+"""What admitted requests may need of a model's KV pool, by the token."""
 
 from brim.ledger.kv import KvAccount
 
 
-def test_reservations_fill_the_pool_and_no_more() -> None:
-    """What is free is granted to the last token; one more is not granted now."""
+def test_bounds_beyond_the_pool_reserve_all_of_it() -> None:
+    """Requests that wait in the worker are counted, and the pool is the most that they can hold."""
     account = KvAccount(100)
-    assert account.reserve("a", 60)
-    assert not account.reserve("b", 41)
-    assert account.reserve("b", 40)
-    assert (account.reserved_tokens, account.free_tokens) == (100, 0)
+    account.reserve("a", 60)
+    assert account.has_room_for(40)
+    assert not account.has_room_for(41)
+    account.reserve("b", 70)
+    assert account.reserved_tokens == 100
+    account.release("a")
+    assert account.reserved_tokens == 70
 
 
 def test_release_is_exact() -> None:
@@ -19,4 +22,5 @@ def test_release_is_exact() -> None:
     account.reserve("b", 10)
     account.release("a")
     account.release("a")
-    assert account.free_tokens == 90
+    assert account.reserved_tokens == 10
+    assert account.has_room_for(90)

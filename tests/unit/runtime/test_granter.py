@@ -156,3 +156,35 @@ async def test_a_wish_that_fits_is_kept_and_another_suited_to_the_room(
     suited, answer, _ = await ours.grant(plan(12 * GB), force=False)
     assert rooms == [Room(int(11.2 * GB), 12 * GB)]
     assert (suited.memory.total_bytes, answer.verdict) == (int(11.2 * GB), Verdict.COMFORTABLE)
+
+
+async def test_kv_on_its_way_to_the_disk_is_charged_out_of_what_is_left(
+    path: Path, history: ForecastHistory
+) -> None:
+    """At most a part of the room is set aside, account and book count it, a release frees it."""
+    account = Account()
+    ours = granter(account, history, Book(path))
+    await ours.grant(plan(5 * GB), force=False)
+    left_bytes = account.room(MACHINE).comfortable_bytes
+    assert await ours.reserve_writes("toy", 10**6) == 10**6
+    with Book(path, pid=os.getppid()).open() as page:
+        assert sum(line.num_bytes for line in page.others()) == account.charged_bytes
+    assert account.charged_bytes == 5 * GB + 10**6
+    statement = ours.statement()
+    assert statement is not None
+    assert statement.prefix_cache_bytes == 10**6
+    await ours.grant(plan(GB, "other"), force=False)
+    most = await ours.reserve_writes("other", 10**15)
+    assert most == (left_bytes - 10**6 - GB) // granter_module.WRITES_PART
+    await ours.release("toy")
+    await ours.release("other")
+    assert account.charged_bytes == 0
+
+
+async def test_a_full_machine_sets_nothing_aside_for_writes(history: ForecastHistory) -> None:
+    """A model that was forced in is loaded all the same, and keeps nothing on disk."""
+    account = Account()
+    ours = granter(account, history, None)
+    await ours.grant(plan(50 * GB), force=True)
+    assert await ours.reserve_writes("toy", 10**6) == 0
+    assert account.charged_bytes == 50 * GB

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scripted import Client, ScriptedRuntime, make_plan
 
-from brim.core.answer import FinishReason
-from brim.core.request import Request
+from brim.core.answer import FinishReason, LinePlace, MovedLine, OverflowReport, RemovedTurn
+from brim.core.cache import CacheReport, CacheSource, MissReason
+from brim.core.request import OverflowPolicy, Request
 from brim.server.wire.chunks import ChatChunks, CompletionChunks
 from brim.server.wire.convert import Call
 from brim.server.wire.responses import (
@@ -66,6 +67,11 @@ async def test_the_brim_object_says_what_the_answer_cost(client: Client) -> None
         "num_cached_tokens": 3,
         "num_completion_tokens": 4,
         "num_trimmed_tokens": 0,
+        "num_shifted_tokens": 0,
+        "cache": {"source": "memory", "cached_tokens": 3, "reason": "", "restore_s": 0.0},
+        "overflow": None,
+        "moved_lines": [],
+        "queue_place": 0,
         "queue_s": 0.001,
         "prefill_s": 0.02,
         "decode_s": 0.3,
@@ -82,6 +88,98 @@ async def test_headers_say_what_is_known_before_the_first_byte(client: Client) -
         assert headers["x-request-id"] == headers["x-brim-request-id"]
         known = ("x-brim-model", "x-brim-engine", "x-brim-quant", "x-brim-context-tokens")
         assert [headers[name] for name in known] == ["small", "llamacpp", "F16", "8192"]
+
+
+@pytest.mark.parametrize(
+    ("report", "headers"),
+    [
+        (CacheReport(), {"x-brim-cache": "miss", "x-brim-cached-tokens": "0"}),
+        (
+            CacheReport(source=CacheSource.DISK),
+            {"x-brim-cache": "hit", "x-brim-cached-tokens": "3"},
+        ),
+        (
+            CacheReport(
+                source=CacheSource.MEMORY,
+                miss=MissReason.DIVERGES,
+                diverges_at_token=7,
+                diverges_in_turn=2,
+            ),
+            {
+                "x-brim-cache": "partial",
+                "x-brim-cached-tokens": "3",
+                "x-brim-cache-reason": "diverges at token 7 of turn 2",
+            },
+        ),
+    ],
+)
+async def test_what_was_reused_and_why_no_more_is_in_the_answer(
+    client: Client, runtime: ScriptedRuntime, report: CacheReport, headers: dict[str, str]
+) -> None:
+    """Source, tokens and reason are in headers and object of a whole answer, and end a stream."""
+    runtime.cache, runtime.num_cached_tokens = report, 0 if report == CacheReport() else 3
+    reply = await client.chat()
+    said = {name: text for name, text in reply.headers.items() if name.startswith("x-brim-cache")}
+    assert said == headers
+    object_ = reply.json()["brim"]["cache"]
+    assert object_["source"] == report.source.value
+    assert object_["reason"] == headers.get("x-brim-cache-reason", "")
+    assert object_["cached_tokens"] == int(headers["x-brim-cached-tokens"])
+    usage = reply.json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": object_["cached_tokens"]}
+    streamed = (await client.chat(stream=True)).events()
+    assert streamed[-2]["brim"]["cache"] == object_
+
+
+async def test_what_was_left_out_or_moved_is_in_the_answer(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Nothing is cut or moved without a word: headers before the text, the object with it."""
+    runtime.overflow = OverflowReport(
+        policy=OverflowPolicy.TRIM,
+        num_tokens_before=100,
+        num_tokens_after=60,
+        num_removed_tokens=40,
+        removed_turns=(RemovedTurn(index=1, role="user", num_tokens=40),),
+    )
+    line = MovedLine(kind="date", message_index=0, moved_to=LinePlace.SYSTEM_END, text="Today ...")
+    runtime.moved_lines, runtime.queue_place = (line,), 3
+    for stream in (False, True):
+        reply = await client.chat(stream=stream)
+        assert reply.headers["x-brim-trimmed-tokens"] == "40"
+        assert reply.headers["x-brim-queue-place"] == "3"
+        info = (reply.events()[-2] if stream else reply.json())["brim"]
+        assert (info["num_trimmed_tokens"], info["queue_place"]) == (40, 3)
+        assert info["overflow"] == {
+            "policy": "trim",
+            "num_tokens_before": 100,
+            "num_tokens_after": 60,
+            "num_removed_tokens": 40,
+            "num_summary_tokens": 0,
+            "summary_s": 0.0,
+            "num_summary_prompt_tokens": 0,
+            "num_summary_cached_tokens": 0,
+            "num_summary_completion_tokens": 0,
+            "removed_turns": [{"index": 1, "role": "user", "num_tokens": 40}],
+        }
+        assert info["moved_lines"] == [
+            {"kind": "date", "message_index": 0, "moved_to": "end of the system prompt"}
+        ]
+
+
+async def test_what_was_left_out_of_several_prompts_is_added_up(
+    client: Client, runtime: ScriptedRuntime
+) -> None:
+    """Two prompts that were cut have lost the tokens of both."""
+    runtime.overflow = OverflowReport(
+        policy=OverflowPolicy.SHIFT,
+        num_tokens_before=100,
+        num_tokens_after=60,
+        num_removed_tokens=40,
+    )
+    answer = (await client.complete(prompt=["a", "b"])).json()
+    assert answer["brim"]["num_trimmed_tokens"] == 80
+    assert answer["brim"]["overflow"]["num_tokens_before"] == 200
 
 
 async def test_several_choices_are_numbered_and_count_their_prompt_once(client: Client) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from support.scripted import ScriptedRuntime, chat_body
 
-from brim.core.request import Message
+from brim.core.request import Message, ToolCall
 from brim.core.sampling import SamplingParams
 from brim.errors import ContextOverflow, InvalidRequest, NotFound
 from brim.runtime.api import ModelStatus
@@ -82,8 +82,49 @@ def test_messages_become_roles_and_text(models: list[ModelStatus]) -> None:
     assert chat(models, messages=messages).requests[0].messages == (
         Message(role="system", content="be brief"),
         Message(role="user", content="ab"),
-        Message(role="tool", content="42", name="sum"),
+        Message(role="tool", content="42", name="sum", tool_call_id="1"),
     )
+
+
+def test_turns_that_agents_send_back_keep_reasoning_and_calls(models: list[ModelStatus]) -> None:
+    """A turn may consist of calls alone, and `reasoning` is another name."""
+    function = {"name": "look", "arguments": '{"at": "sky"}'}
+    messages = [
+        {"role": "user", "content": "Go."},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"id": "c1", "type": "function", "index": 0, "function": function}],
+        },
+        {"role": "assistant", "reasoning": "So.", "content": "Blue."},
+    ]
+    call = ToolCall(id="c1", name="look", arguments='{"at": "sky"}')
+    assert chat(models, messages=messages).requests[0].messages == (
+        Message(role="user", content="Go."),
+        Message(role="assistant", content="", reasoning="Hm.", tool_calls=(call,)),
+        Message(role="assistant", content="Blue.", reasoning="So."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ({"role": "user"}, "content"),
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "assistant", "tool_calls": []}, "content"),
+        ({"role": "user", "content": "", "reasoning": "Hm."}, "reasoning"),
+        ({"role": "tool", "content": "", "tool_calls": []}, "tool_calls"),
+    ],
+)
+def test_fields_that_do_not_suit_a_turn_are_refused(
+    models: list[ModelStatus], message: dict[str, Any], name: str
+) -> None:
+    """Only a turn with calls has no content, and only the model reasons and calls."""
+    with pytest.raises(InvalidRequest) as caught:
+        chat(models, messages=[message])
+    assert caught.value.param == f"messages[0].{name}"
+    assert f"`messages[0].{name}`" in caught.value.message
 
 
 def test_ids_tell_the_two_kinds_apart(models: list[ModelStatus]) -> None:

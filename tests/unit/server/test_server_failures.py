@@ -254,6 +254,13 @@ async def test_a_long_prefill_is_bridged_with_comments(runtime: ScriptedRuntime)
     assert "".join(texts) == "Hello wörld!\n"
 
 
+async def test_comments_of_a_queued_stream_say_where_it_came(runtime: ScriptedRuntime) -> None:
+    """Someone who watches the stream sees that it waits for others."""
+    runtime.queue_place = 7
+    reply = await bridged(runtime)
+    assert reply.body.startswith(b": nothing yet; it came as number 7 of the queue\n\n")
+
+
 async def test_an_error_after_a_comment_is_an_event(runtime: ScriptedRuntime) -> None:
     """Once a comment is out the status is 200, so the error that follows is an event."""
     runtime.pieces = []

@@ -10,7 +10,7 @@ import pytest
 from support.scripted import Client, chat_body
 
 from brim.server.openapi import decimal_below, describe
-from brim.server.wire import openai, responses
+from brim.server.wire import openai, options, responses
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,13 @@ async def test_the_served_models_are_the_values_of_model(client: Client) -> None
         openai.CompletionRequest,
         openai.ChatMessage,
         openai.StreamOptions,
+        options.BrimOptions,
+        options.CacheChoice,
         responses.BrimInfo,
+        responses.BrimCache,
+        responses.BrimOverflow,
+        responses.BrimRemovedTurn,
+        responses.BrimMovedLine,
     ],
 )
 def test_the_page_about_the_interface_names_every_field(kind: type[msgspec.Struct]) -> None:

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`: two shapes around one exchange."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -21,8 +21,9 @@ from brim.server.stream import EventStream, bridged, failures_as_events, merged,
 from brim.server.wire import convert, openai, whole
 from brim.server.wire.chunks import AnyWriter, ChatChunks, CompletionChunks
 from brim.server.wire.decode import decode
+from brim.server.wire.options import key_of
 from brim.server.wire.outline import refuse_oversized
-from brim.server.wire.tally import Tally
+from brim.server.wire.tally import Tally, cache_headers, num_trimmed_tokens
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -32,7 +33,7 @@ class Shape(Generic[Body]):
     """What tells the two routes apart."""
 
     schema: type[Body]
-    call: Callable[[Body, Sequence[ModelStatus]], convert.Call]
+    call: Callable[[Body, Sequence[ModelStatus], str], convert.Call]
     writer: type[AnyWriter]
     whole: whole.Whole
 
@@ -70,7 +71,7 @@ class CompletionsEndpoint(Generic[Body]):
             response.headers["connection"] = "close"  # the rest of the body must not be waited for
             await response(scope, receive, send)
             return
-        call = await self._understood(data)
+        call = await self._understood(data, key_of(dict(scope["headers"]).get(b"authorization")))
         is_started = False
 
         async def tracked(message: Message) -> None:
@@ -86,14 +87,14 @@ class CompletionsEndpoint(Generic[Body]):
             if not is_started:
                 await error_response(_stopping())(scope, receive, send)
 
-    async def _understood(self, data: bytes) -> convert.Call:
+    async def _understood(self, data: bytes, key: str) -> convert.Call:
         models = self._runtime.models()
         if len(data) < LARGE_BODY_BYTES:
-            return self._shape.call(decode(data, self._shape.schema), models)
+            return self._shape.call(decode(data, self._shape.schema), models, key)
 
         def understand() -> convert.Call:
             refuse_oversized(data, models)
-            return self._shape.call(decode(data, self._shape.schema), models)
+            return self._shape.call(decode(data, self._shape.schema), models, key)
 
         return await asyncio.to_thread(understand)
 
@@ -122,7 +123,7 @@ class CompletionsEndpoint(Generic[Body]):
         out = EventStream(send, known_headers(call, plan))
         async with failures_as_events(out):
             answer = await bridged(submit(), out, self._heartbeat_s)
-            out.add_headers(bound_header(answer))
+            out.add_headers(admission_headers(answer))
             writer = self._shape.writer(call, answer.plan)
             await stream_answer(call, answer, writer, out, self._heartbeat_s)
 
@@ -138,7 +139,9 @@ class CompletionsEndpoint(Generic[Body]):
         tally.check_complete()
         body = self._shape.whole(call, answer.plan, collected, tally)
         response = Response(msgspec.json.encode(body), media_type="application/json")
-        response.raw_headers += [*known_headers(call, answer.plan), *bound_header(answer)]
+        response.raw_headers += known_headers(call, answer.plan)
+        response.raw_headers += admission_headers(answer)
+        response.raw_headers += _encoded(cache_headers(tally.cache()))
         return response
 
 
@@ -148,18 +151,27 @@ def _stopping() -> Busy:
 
 def known_headers(call: convert.Call, plan: Plan) -> list[tuple[bytes, bytes]]:
     """`x-brim-*`: what is known before the request is admitted."""
-    values = {
-        "x-request-id": call.request_id,
-        "x-brim-request-id": call.request_id,
-        "x-brim-model": call.model,
-        "x-brim-engine": plan.engine,
-        "x-brim-quant": plan.model.quant,
-        "x-brim-context-tokens": str(plan.context_tokens),
-    }
+    values = [
+        ("x-request-id", call.request_id),
+        ("x-brim-request-id", call.request_id),
+        ("x-brim-model", call.model),
+        ("x-brim-engine", plan.engine),
+        ("x-brim-quant", plan.model.quant),
+        ("x-brim-context-tokens", str(plan.context_tokens)),
+    ]
+    return _encoded(values)
+
+
+def admission_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """`x-brim-*`: what admission decides."""
+    values = [
+        ("x-brim-max-tokens", answer.max_tokens),
+        ("x-brim-queue-place", answer.queue_place),
+        ("x-brim-trimmed-tokens", num_trimmed_tokens(answer)),
+    ]
+    return _encoded([(name, str(value)) for name, value in values])
+
+
+def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     # Model names come from files and may hold anything; header values are printable ASCII.
-    return [(name.encode(), quote(value, safe="/:@+ ").encode()) for name, value in values.items()]
-
-
-def bound_header(answer: Answer) -> list[tuple[bytes, bytes]]:
-    """`x-brim-max-tokens`, which admission decides."""
-    return [(b"x-brim-max-tokens", b"%d" % answer.max_tokens)]
+    return [(name.encode(), quote(value, safe="/:@+ ").encode()) for name, value in headers]

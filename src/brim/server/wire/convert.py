@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import msgspec
 
-from brim.core.request import Message, Request
+from brim.core.request import Message, Request, ToolCall
 from brim.core.sampling import SamplingParams
 from brim.errors import ContextOverflow, InvalidRequest, NotFound
 from brim.runtime.api import ModelStatus
 from brim.server import limits
 from brim.server.wire.openai import ChatCompletionRequest, ChatMessage, CompletionRequest
+from brim.server.wire.options import request_fields
 
 Body = ChatCompletionRequest | CompletionRequest
 
@@ -56,8 +57,13 @@ def find_model(name: str, models: Sequence[ModelStatus]) -> ModelStatus:
     raise NotFound(f"there is no model '{name[:100]}'; {hint}", param="model")
 
 
-def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus]) -> Call:
+def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus], key: str = "") -> Call:
     """The call behind `/v1/chat/completions`.
+
+    Args:
+        body: The request.
+        models: What is served.
+        key: The API key that came with it.
 
     Raises:
         InvalidRequest: Two fields contradict each other, or a value does not suit the model.
@@ -73,19 +79,24 @@ def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus]) -> Cal
     request = Request(
         request_id=request_id,
         model=body.model,
-        messages=tuple(_message(message) for message in body.messages),
+        messages=tuple(_message(message, number) for number, message in enumerate(body.messages)),
         max_tokens=min(bounds, default=None),
         num_choices=body.n or 1,
         stop=_stops(body),
         sampling=_sampling(body, status, (body.top_logprobs or 0) if body.logprobs else None),
         template_variables=variables,
-        force=_is_forced(body),
+        **_options(body, status, key),
     )
     return _call(body, request_id, (request,))
 
 
-def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> Call:
+def completion_call(body: CompletionRequest, models: Sequence[ModelStatus], key: str = "") -> Call:
     """The call behind `/v1/completions`.
+
+    Args:
+        body: The request.
+        models: What is served.
+        key: The API key that came with it.
 
     Raises:
         InvalidRequest: The prompt is none of the four forms, or a value does not suit the model.
@@ -101,7 +112,7 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus]) -> C
         num_choices=body.n or 1,
         stop=_stops(body),
         sampling=_sampling(body, status, body.logprobs),
-        force=_is_forced(body),
+        **_options(body, status, key),
     )
     plan = status.plan
     prompts = prompts_of(body.prompt, plan.model.vocab_size, plan.context_tokens)
@@ -199,17 +210,44 @@ def _call(body: Body, request_id: str, requests: tuple[Request, ...]) -> Call:
     )
 
 
-def _message(message: ChatMessage) -> Message:
+_OF_THE_MODEL = ("reasoning_content", "reasoning", "tool_calls")
+"""Fields of a message that only the model's own turns have."""
+
+
+def _message(message: ChatMessage, number: int) -> Message:
     content = message.content
+    if content is None and not message.tool_calls:
+        raise InvalidRequest(
+            f"`messages[{number}].content` is missing or null; only a turn with `tool_calls` may "
+            "go without",
+            param=f"messages[{number}].content",
+        )
+    for name in _OF_THE_MODEL if message.role != "assistant" else ():
+        if getattr(message, name) is not None:
+            raise InvalidRequest(
+                f"`messages[{number}].{name}` is for turns of the role assistant; leave it out",
+                param=f"messages[{number}].{name}",
+            )
+    reasoning = message.reasoning_content
     return Message(
         role="system" if message.role == "developer" else message.role,
-        content=content if isinstance(content, str) else "".join(part.text for part in content),
+        content=content
+        if isinstance(content, str)
+        else "".join(part.text for part in content or ()),
         name=message.name,
+        reasoning=message.reasoning if reasoning is None else reasoning,
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
     )
 
 
-def _is_forced(body: Body) -> bool:
-    return body.brim is not None and bool(body.brim.force)
+def _options(body: Body, status: ModelStatus, key: str) -> dict[str, Any]:
+    return request_fields(
+        body.brim, key=key, overflow=status.overflow, is_flexible=body.service_tier == "flex"
+    )
 
 
 def _stops(body: Body) -> tuple[str, ...]:

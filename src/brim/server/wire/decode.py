@@ -8,8 +8,9 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from brim.core.request import OverflowPolicy, Priority
 from brim.errors import InvalidRequest, Unsupported
-from brim.server.wire import openai
+from brim.server.wire import openai, options
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -17,6 +18,16 @@ _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$
 _FIELD = re.compile(r"(?P<kind>unknown|required) field `(?P<name>.*)`$", re.DOTALL)
 _WANTS_INTEGER = re.compile(r"Expected `int.*got `float`")
 _JSON_WORDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+_EXPECTED = {
+    "role": f"expected one of {', '.join(get_args(openai.Role))}",
+    "content.type": "expected text",
+    "tool_calls.type": "expected function",
+    "brim.priority": f"expected one of {', '.join(Priority)}",
+    "brim.overflow": f"expected one of {', '.join(OverflowPolicy)}",
+    "brim.cache.namespace": "expected 1 to 64 letters, digits, dots, underscores or dashes",
+}
+"""The end of a path, without places in lists -> what belongs there, where msgspec does not say."""
+
 _TEXT_ALONE = "only parts of type text are done; leave the others out"
 _MAX_SHOWN_CHARS = 60
 """Of a client's own value or field name quoted in a message."""
@@ -105,8 +116,10 @@ def _explain(message: str, body: bytes, schema: type[msgspec.Struct]) -> Invalid
 
 
 def _in_json_words(what: str, path: str) -> str:
-    if path.endswith(".role"):
-        return f"expected one of {', '.join(get_args(openai.Role))}"
+    names = re.sub(r"\[[^]]*\]", "", f".{path}")
+    for end, expected in _EXPECTED.items():
+        if names.endswith(f".{end}"):
+            return expected
     what = re.sub(r"\b(int|float|str|bool)\b", lambda m: _JSON_WORDS[m[1]], what).replace("`", "")
     return what[:1].lower() + what[1:]
 
@@ -127,9 +140,12 @@ def _owner(path: str, schema: type[msgspec.Struct]) -> type[msgspec.Struct]:
     owners: dict[str, type[msgspec.Struct]] = {
         "messages": openai.ChatMessage,
         "content": openai.TextPart,
+        "tool_calls": openai.HistoryToolCall,
+        "function": openai.CalledFunction,
         "stream_options": openai.StreamOptions,
         "response_format": openai.TextFormat,
-        "brim": openai.BrimOptions,
+        "brim": options.BrimOptions,
+        "cache": options.CacheChoice,
     }
     names = re.findall(r"[a-z_]+", path)
     return owners.get(names[-1], schema) if names else schema

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from brim.core.sampling import MAX_SEED
 from brim.server import limits
+from brim.server.wire.options import BrimOptions
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Stop = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_CHARS)]
@@ -24,7 +25,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 History = Annotated[int, Meta(ge=0, le=limits.MAX_HISTORY_TOKENS)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=limits.MAX_TOP_LOGPROBS)]
 Breaker = Annotated[str, Meta(min_length=1, max_length=limits.MAX_DRY_BREAKER_CHARS)]
-TokenId = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,9})$")]
+TokenId = Annotated[str, Meta(pattern=rf"^(0|[1-9][0-9]{{0,9}}){limits.STRING_END}")]
 Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
@@ -35,22 +36,46 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     text: str
 
 
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model asked for."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    arguments: str = ""
+    """JSON of an object, as text."""
+
+
+class HistoryToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tool call of an earlier turn."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+    index: int | None = None
+    """Left over from the stream that it came in."""
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One turn.
 
-    The fields after `tool_call_id` are what servers put into answers; clients send them back.
+    The fields after `tool_calls` are what servers put into answers; clients send them back.
     """
 
     role: Role
     """`developer` is rendered as `system`, which is what templates know."""
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    """Only a turn with tool calls may go without."""
     name: str | None = None
     tool_call_id: str | None = None
-    """Accepted with tool results; templates get the text alone."""
+    """Of the call that a tool's result answers."""
+    reasoning_content: str | None = None
+    """What the model thought, in an earlier turn of it; templates show or drop it."""
+    reasoning: str | None = None
+    """Other servers' name of the same; where both are given, `reasoning_content` counts."""
+    tool_calls: list[HistoryToolCall] | None = None
+    """Of an earlier turn of the model."""
     refusal: None = None
     annotations: Empty | None = None
     audio: None = None
-    tool_calls: Empty | None = None
     function_call: None = None
 
 
@@ -65,15 +90,6 @@ class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The only response format so far."""
 
     type: Literal["text"]
-
-
-class BrimOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What brim takes beyond OpenAI's fields."""
-
-    force: bool | None = None
-    """Load the model although it does not fit, and run although other programs hold memory that the
-    request may need; where the operator allows it (`models.allow_force`), and never beyond the KV
-    pool."""
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,12 +132,13 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ignore_eos: bool | None = None
 
     brim: BrimOptions | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = None
+    """`flex` is `brim.priority` background, where that is not given."""
 
     # Accepted without effect: they are about accounts and billing, not about the answer.
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
 
 
@@ -163,7 +180,6 @@ class CompletionRequest(_Common, frozen=True, kw_only=True, forbid_unknown_field
 UNSUPPORTED: dict[str, str] = {
     "tools": "tool calling is not done yet; leave `tools` out",
     "tool_choice": 'tool calling is not done yet; `tool_choice` may be "none" or "auto"',
-    "tool_calls": "tool calling is not done yet; put what the model said into `content` as text",
     "functions": "tool calling is not done yet; leave `functions` out",
     "function_call": "tool calling is not done yet; leave `function_call` out",
     "response_format": 'only {"type": "text"} is done so far; ask for the format in the messages',
@@ -175,7 +191,8 @@ UNSUPPORTED: dict[str, str] = {
     "verbosity": "this is not done; ask for it in the messages",
     "web_search_options": "the web is not searched; leave `web_search_options` out",
     "store": "answers are not stored; leave `store` out",
-    "service_tier": 'there is one tier; leave `service_tier` out or send "auto"',
+    "service_tier": 'there is no such tier; leave `service_tier` out, or send "flex" for an answer '
+    "that can wait",
     "include_obfuscation": "chunks are not padded; leave `include_obfuscation` out",
     "best_of": "choosing among answers is not done; leave `best_of` out",
     "echo": "the prompt is not repeated in the answer; leave `echo` out",

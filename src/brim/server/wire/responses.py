@@ -27,6 +27,62 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_details: PromptTokensDetails
 
 
+class BrimCache(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt found of what was computed before."""
+
+    source: Literal["none", "memory", "disk"]
+    """Where the last of the reused tokens came from."""
+    cached_tokens: int
+    """Prompt tokens that were not computed for it."""
+    reason: str
+    """Why there were no more, as `diverges at token 7 of turn 2`; empty where the rest is new."""
+    restore_s: float
+    """Spent on reading from disk."""
+
+
+class BrimMovedLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line that changes with every request, and would have kept its prefix from being found."""
+
+    kind: str
+    """Which of the lines that docs/prompts.md lists."""
+    message_index: int
+    """Where it stood in the request's `messages`, from 0."""
+    moved_to: str
+    """Where the model read it, or that it was left out."""
+
+
+class BrimRemovedTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of the request that the model did not get to see."""
+
+    index: int
+    """In the request's `messages`, from 0."""
+    role: str
+    num_tokens: int
+    """That the prompt lost with it."""
+
+
+class BrimOverflow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to a conversation that outgrew the window."""
+
+    policy: Literal["reject", "trim", "shift", "summarize"]
+    num_tokens_before: int
+    """As the client sent it."""
+    num_tokens_after: int
+    num_removed_tokens: int
+    """Before, less after, plus those of a summary."""
+    num_summary_tokens: int
+    """That the summary of what was removed adds to the prompt."""
+    summary_s: float
+    """That the request waited for it; next to none where it was written before."""
+    num_summary_prompt_tokens: int
+    """Read to write it; 0 where it was written before."""
+    num_summary_cached_tokens: int
+    """Of these: not computed."""
+    num_summary_completion_tokens: int
+    removed_turns: tuple[BrimRemovedTurn, ...]
+    """Oldest first; with `shift` those of which no token is left."""
+
+
 class BrimChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Where one choice's time and tokens went."""
 
@@ -63,7 +119,15 @@ class BrimInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_tokens: int
     num_completion_tokens: int
     num_trimmed_tokens: int
-    """Prompt tokens left out to fit the window: always 0, over-long prompts are refused."""
+    """Prompt tokens left out to fit the window; `overflow` says which."""
+    num_shifted_tokens: int
+    """Tokens that left the window while the answer grew, with the policy `shift`."""
+    cache: BrimCache
+    """Of the first prompt; `num_cached_tokens` is the sum over all."""
+    overflow: BrimOverflow | None
+    moved_lines: tuple[BrimMovedLine, ...]
+    queue_place: int
+    """Where the request stood in the queue when it came: 0 ran at once, 1 was the next."""
     queue_s: float
     prefill_s: float
     decode_s: float

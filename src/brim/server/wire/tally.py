@@ -2,14 +2,19 @@
 
 import msgspec
 
-from brim.core.answer import Delta, FinishReason, Timings
+from brim.core.answer import Delta, FinishReason, OverflowReport, Timings
+from brim.core.cache import CacheReport
 from brim.core.plan import Plan
 from brim.errors import BrimError, Busy, EngineError
 from brim.runtime.api import Answer
 from brim.server.wire.convert import Call
 from brim.server.wire.responses import (
+    BrimCache,
     BrimChoice,
     BrimInfo,
+    BrimMovedLine,
+    BrimOverflow,
+    BrimRemovedTurn,
     FinishWord,
     PromptTokensDetails,
     Usage,
@@ -68,7 +73,8 @@ class Tally:
 
     def usage(self) -> Usage:
         """Tokens of the whole request."""
-        num_prompt, num_cached, num_completion = self._totals()
+        num_prompt, _, num_completion = self._totals()
+        num_cached = sum(timings.cache.num_tokens for timings in self._prompts())
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
@@ -92,7 +98,19 @@ class Tally:
             num_prompt_tokens=num_prompt,
             num_cached_tokens=num_cached,
             num_completion_tokens=num_completion,
-            num_trimmed_tokens=0,
+            num_trimmed_tokens=num_trimmed_tokens(self._answer),
+            num_shifted_tokens=sum(
+                ending.timings.num_shifted_tokens for ending in self._endings.values()
+            ),
+            cache=_cache(self.cache()),
+            overflow=_overflow(self._answer.overflow),
+            moved_lines=tuple(
+                BrimMovedLine(
+                    kind=line.kind, message_index=line.message_index, moved_to=line.moved_to.value
+                )
+                for line in self._answer.moved_lines
+            ),
+            queue_place=self._answer.queue_place,
             queue_s=first.queue_s,
             prefill_s=first.prefill_s,
             decode_s=first.decode_s,
@@ -103,15 +121,21 @@ class Tally:
 
     def _totals(self) -> tuple[int, int, int]:
         """Prompt, cached and completion tokens; a prompt counts with its first choice."""
-        choices_per_prompt = self._call.requests[0].num_choices
-        prompts = [
-            self._endings[i].timings for i in range(0, self._num_choices, choices_per_prompt)
-        ]
+        prompts = self._prompts()
         return (
             sum(timings.num_prompt_tokens for timings in prompts),
             sum(timings.num_cached_tokens for timings in prompts),
             sum(ending.timings.num_completion_tokens for ending in self._endings.values()),
         )
+
+    def _prompts(self) -> list[Timings]:
+        """Of the first choice of each prompt."""
+        choices_per_prompt = self._call.requests[0].num_choices
+        return [self._endings[i].timings for i in range(0, self._num_choices, choices_per_prompt)]
+
+    def cache(self) -> CacheReport:
+        """What the first prompt found."""
+        return self._endings[0].timings.cache
 
     def _choice(self, index: int) -> BrimChoice:
         ending = self._endings[index]
@@ -127,6 +151,47 @@ class Tally:
             seed=timings.seed,
             stop_string=ending.stop_string,
         )
+
+
+def num_trimmed_tokens(answer: Answer) -> int:
+    """Prompt tokens that were left out of what the client sent."""
+    return 0 if answer.overflow is None else answer.overflow.num_removed_tokens
+
+
+def cache_headers(cache: CacheReport) -> list[tuple[str, str]]:
+    """`x-brim-cache*`: what a prompt found, known when its answer is complete."""
+    state = "miss" if not cache.num_tokens else "partial" if cache.miss else "hit"
+    headers = [("x-brim-cache", state), ("x-brim-cached-tokens", str(cache.num_tokens))]
+    return [*headers, ("x-brim-cache-reason", cache.reason)] if cache.reason else headers
+
+
+def _cache(report: CacheReport) -> BrimCache:
+    return BrimCache(
+        source=report.source.value,
+        cached_tokens=report.num_tokens,
+        reason=report.reason,
+        restore_s=_microseconds(report.restore_s),
+    )
+
+
+def _overflow(report: OverflowReport | None) -> BrimOverflow | None:
+    if report is None:
+        return None
+    return BrimOverflow(
+        policy=report.policy.value,
+        num_tokens_before=report.num_tokens_before,
+        num_tokens_after=report.num_tokens_after,
+        num_removed_tokens=report.num_removed_tokens,
+        num_summary_tokens=report.num_summary_tokens,
+        summary_s=_microseconds(report.summary_s),
+        num_summary_prompt_tokens=report.num_summary_prompt_tokens,
+        num_summary_cached_tokens=report.num_summary_cached_tokens,
+        num_summary_completion_tokens=report.num_summary_completion_tokens,
+        removed_turns=tuple(
+            BrimRemovedTurn(index=turn.index, role=turn.role, num_tokens=turn.num_tokens)
+            for turn in report.removed_turns
+        ),
+    )
 
 
 def failure_of(delta: Delta) -> BrimError | None:
