@@ -1,13 +1,14 @@
 """Decode rate beside busy processes, against the rate without them, in one run.
 
 A laptop always runs something else.  Threads that spin while they wait for each other do well on an
-idle machine and collapse beside a competitor of equal priority; this shows both, for brim, for
-llama-server if it is named, and for a bare llama.cpp loop under several OpenMP wait policies.
+idle machine and collapse beside a competitor of equal priority; this shows both, for brim, which
+takes fewer threads there, for llama-server if it is named, and for a bare llama.cpp loop under
+several OpenMP wait policies, whose number of threads is fixed.
 
-    python benches/contention.py MODEL [--llama-server PROGRAM] [--repetitions 3]
+    python benches/contention.py MODEL [--llama-server PROGRAM] [--competitors 1] [--repetitions 3]
 
-Each repetition measures all of them idle and then all of them beside one spinning process per core,
-which the script starts and stops by process id.
+Each repetition measures all of them idle and then all of them beside spinning processes (one per
+core unless told otherwise), which the script starts and stops by process id.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PROMPT = "def read_lines(path):\n    "
 
 POLICIES: dict[str, dict[str, str]] = {
     "bare loop, OpenMP's default": {},
-    "bare loop, GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "bare loop, GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
     "bare loop, GOMP_SPINCOUNT=300": {"GOMP_SPINCOUNT": "300"},
     "bare loop, OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
 }
@@ -79,11 +80,12 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(default_path()), help="as `brim serve`")
     parser.add_argument("--llama-server", help="its program file; measured with its own defaults")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--competitors", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--idle-tokens", type=int, default=48)
-    parser.add_argument("--busy-tokens", type=int, default=16)
+    parser.add_argument("--busy-tokens", type=int, default=48, help="brim tries threads for 12")
     args = parser.parse_args()
     plan = served_plan(args.model)
-    num_competitors = os.cpu_count() or 1
+    num_competitors = args.competitors
     print(
         f"decode beside {num_competitors} busy processes, {plan.model.name}, {describe_machine()}"
     )

@@ -101,9 +101,9 @@ TABLE_ENDS = "<!-- end -->"
 Reference = tuple[list[int], "list[NDArray[np.float32]]"]
 """Tokens drawn greedily, and the logits behind each."""
 
-# One for each objective of the planner (decode, prefill, memory), and decode without repacking.
+# One for each objective of the planner (decode, prefill, memory), and one without flash attention.
 SHIPPING = (
-    Options("f16", flash_attention=False, repack_weights=True),
+    Options("f16", flash_attention=True, repack_weights=True),
     Options("f16", flash_attention=False, repack_weights=False),
     Options("f16", flash_attention=True, repack_weights=False),
     Options("q8_0", flash_attention=True, repack_weights=False),

@@ -37,12 +37,10 @@ LITTLE = 1.03
 """A quantised KV cache may take this much longer before f16 is preferred: 3 % are within the
 spread of two measurements, and half of the cache's bytes are worth more."""
 
-SPINNING_GAIN = 1.10
-"""What spinning threads must gain on an idle machine to be chosen.
-
-Beside a busy process on every core they keep 0.48 of their speed where passive ones keep 0.69
-(1.24 B Q4_K_M, 2-core x86-64 VM, November 2026), so a smaller gain is lost again.
-"""
+SPINNING_GAIN = 1.03
+"""What spinning threads must gain on an idle machine to be chosen: more than the spread of two
+measurements.  Beside busy programs the engine takes fewer of them, so that they lose little there;
+but they burn power while they wait."""
 
 KV_TYPES_TRIED = ("f16", "q8_0")
 """What is chosen unasked; smaller types cost quality."""
@@ -58,13 +56,17 @@ class Timed(msgspec.Struct, frozen=True):
 
 
 def measured_options(
-    spec: ModelSpec, calibration: Calibration, objective: Objective, context_tokens: int
+    spec: ModelSpec,
+    calibration: Calibration,
+    objective: Objective,
+    context_tokens: int,
+    max_sequences: int = 1,
 ) -> list[LoadOptions]:
     """Load options by measurement: the quickest first, then ones that take less memory.
 
     Empty where nothing that was measured suits the model.
     """
-    timed = list(_timed(spec, calibration, objective, context_tokens))
+    timed = list(_timed(spec, calibration, objective, context_tokens, max_sequences))
     if not timed:
         return []
     frugal = [item for item in timed if not item.options.repack_weights]
@@ -91,7 +93,11 @@ def _least(timed: list[Timed]) -> Timed:
 
 
 def _timed(
-    spec: ModelSpec, calibration: Calibration, objective: Objective, context_tokens: int
+    spec: ModelSpec,
+    calibration: Calibration,
+    objective: Objective,
+    context_tokens: int,
+    max_sequences: int,
 ) -> Iterator[Timed]:
     shape = speed_shape(spec)
     work = WORK[objective]
@@ -113,7 +119,11 @@ def _timed(
             wait_policy=costs.wait_policy,
             reasons={},
         )
-        speed = _speed(shape, calibration, costs, options, prompt, work.num_answer_tokens)
+        # Halfway through the answer.  Without flash attention a row goes through every cell in
+        # use, and those of idle sequences stay in use until they are needed.
+        is_shared = max_sequences > 1 and not flash
+        depth = context_tokens if is_shared else prompt + work.num_answer_tokens // 2
+        speed = _speed(shape, calibration, costs, options, prompt, depth)
         seconds = (
             prompt / speed.prefill_tok_s.expected
             + work.num_answer_tokens / speed.decode_tok_s.expected
@@ -127,7 +137,7 @@ def _speed(
     costs: FittedCosts,
     options: LoadOptions,
     prompt: int,
-    answer: int,
+    depth: int,
 ) -> SpeedForecast:
     return forecast_calibrated(
         shape,
@@ -140,8 +150,7 @@ def _speed(
         num_threads=costs.num_threads,
         num_batch_threads=costs.num_batch_threads,
         wait_policy=costs.wait_policy,
-        # Halfway through the answer.
-        depth_tokens=prompt + answer // 2,
+        depth_tokens=depth,
         prompt_tokens=prompt,
     )
 

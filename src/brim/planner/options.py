@@ -17,6 +17,20 @@ FRUGAL_KV_TYPE = "q8_0"
 """What a KV cache shrinks to where memory needs it: half of f16 at no cost in quality that the
 published tables show; anything smaller has to be asked for."""
 
+SPINNING = "spin3000"
+"""How threads wait for each other on a CPU: sleeping at each wait costs a third of the rate of an
+idle machine; beside busy programs the engine takes fewer threads (`engine.llamacpp.threads`)."""
+
+CPU_KV_REASON = "a quantised V cache costs up to half of a CPU's decode speed"
+
+CPU_FLASH_REASON = (
+    "a CPU reads long prompts in two thirds of the time and passes over the cells of others; "
+    "costs 5 % of decode at 1,000 tokens"
+)
+"""Source: 1.24 B Q4_K_M, 2-core x86-64 VM, November 2026: 1,400 tokens in 7.2 s, without in 11.7;
+44.8 and 38.8 tok/s beside 0 and 6,000 cells of others, without 35.2 and 20.9; 37.3 tok/s at 1,000
+tokens of its own, without 39.2."""
+
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options that decide between speed and memory, chosen together, with one reason each."""
@@ -166,7 +180,9 @@ def with_wishes(spec: ModelSpec, options: LoadOptions, wishes: Wishes) -> LoadOp
             key = value = "f16"
             reasons["kv_type"] = "a quantised V needs flash attention, which is off"
         else:
-            flash, reasons["flash_attention"] = True, "a quantised V cache needs it"
+            flash = True
+    if is_quantised(value) and wishes.flash_attention is None:
+        reasons["flash_attention"] = "a quantised V cache needs it"
     return msgspec.structs.replace(
         options, kv_type_k=key, kv_type_v=value, flash_attention=flash, reasons=reasons
     )
@@ -191,18 +207,19 @@ def preferred_options(machine: MachineSpec, engine: str, objective: Objective) -
     if objective is Objective.PREFILL:
         return LoadOptions(
             kv_type_k="f16", kv_type_v="f16", flash_attention=True, repack_weights=False,
+            wait_policy=SPINNING,
             reasons={
-                "kv_type": "a quantised V cache costs up to half of a CPU's decode speed",
-                "flash_attention": "gains 18 % of a CPU's prefill for 8 % of its decode",
+                "kv_type": CPU_KV_REASON,
+                "flash_attention": CPU_FLASH_REASON,
                 "repack_weights": "rearranged weights cost a third of prefill speed here",
             },
         )  # fmt: skip
     return LoadOptions(
-        kv_type_k="f16", kv_type_v="f16", flash_attention=False, repack_weights=True,
+        kv_type_k="f16", kv_type_v="f16", flash_attention=True, repack_weights=True,
+        wait_policy=SPINNING,
         reasons={
-            "kv_type": "a quantised V cache costs up to half of a CPU's decode speed",
-            "flash_attention": "costs 8 % of a CPU's decode at 2,048 tokens; off, its scores take "
-            "scratch memory for every head and cell",
+            "kv_type": CPU_KV_REASON,
+            "flash_attention": CPU_FLASH_REASON,
             "repack_weights": "decodes up to 13 % faster, for a second copy of some weights",
         },
     )  # fmt: skip
@@ -213,6 +230,7 @@ def _frugal_options(*, on_gpu: bool) -> LoadOptions:
     return LoadOptions(
         kv_type_k=FRUGAL_KV_TYPE, kv_type_v=FRUGAL_KV_TYPE,
         flash_attention=True, repack_weights=False,
+        wait_policy="passive" if on_gpu else SPINNING,
         reasons={
             "kv_type": "half the bytes of f16" + (" at GPU speed" if on_gpu else ""),
             "flash_attention": "a quantised V cache needs it",
@@ -235,5 +253,6 @@ def exact_options(spec: ModelSpec, wishes: Wishes) -> LoadOptions:
     reason = "the exact profile: other kernels change with the number of rows"
     return LoadOptions(
         kv_type_k="q8_0", kv_type_v="q8_0", flash_attention=True, repack_weights=False,
+        wait_policy=SPINNING,
         reasons=dict.fromkeys(("kv_type", "flash_attention", "repack_weights"), reason),
     )  # fmt: skip

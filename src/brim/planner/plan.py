@@ -8,7 +8,7 @@ import bisect
 import functools
 from collections.abc import Callable
 
-from brim.core.calibration import WAIT_POLICIES, Calibration
+from brim.core.calibration import HUGE_PAGES, WAIT_POLICIES, Calibration
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
@@ -107,7 +107,11 @@ def make_plan(
             param="max_sequences",
         )
     wishes = Wishes.of(kv_type, flash_attention)
-    measured = _measured(spec, calibration, objective, context) if engine != "mlx" else []
+    measured = (
+        measured_options(spec, calibration, objective, context, max_sequences)
+        if engine != "mlx" and calibration is not None and calibration.costs
+        else []
+    )
     candidates = _candidates(spec, machine, engine, objective, wishes, measured, exact_profile)
 
     def terms_with(
@@ -152,7 +156,11 @@ def make_plan(
         )
     else:
         environment, environment_reason = _environment(
-            engine, num_batch_threads, exact_profile, options
+            engine,
+            num_batch_threads,
+            exact_profile,
+            options,
+            on_gpu=machine.gpu_limit_bytes is not None,
         )
     return Plan(
         model=spec,
@@ -270,24 +278,15 @@ def _most_shared_cells(machine: MachineSpec, terms: Callable[..., MemoryTerms]) 
     return cells // KV_PADDING_TOKENS * KV_PADDING_TOKENS
 
 
-def _measured(
-    spec: ModelSpec, calibration: Calibration | None, objective: Objective, context: int
-) -> list[LoadOptions]:
-    if calibration is None or not calibration.costs:
-        return []
-    return measured_options(spec, calibration, objective, context)
-
-
 def _threads(
     spec: ModelSpec, machine: MachineSpec, engine: str, asked: int | None, options: LoadOptions
 ) -> tuple[int, int, str]:
     """Threads for one row, threads for several, and why.
 
-    One sequence's decode waits for memory, not for arithmetic, so its last core buys nothing; left
-    free it carries the gateway, the client and whatever else runs, which would otherwise hold up
-    every barrier.  Source: 1.24 B Q4_K_M on a 2-core x86-64 Linux VM, November 2026: 35.4 and 36.0
-    ms a token on one thread, 37.3 and 37.4 on two; with the `openai` client beside it two threads
-    kept 0.88 of the bare loop's rate.
+    On a CPU the most that the engine takes: it makes do with fewer while other programs are busy.
+    Source: 1.24 B Q4_K_M on a 2-core x86-64 Linux VM, November 2026: 31 ms a token on one thread,
+    22 on two that spin while they wait for each other.  Where a GPU computes, threads wait for it,
+    and a core is left to everything else.
     """
     if engine == "mlx":
         if asked is not None:
@@ -302,20 +301,27 @@ def _threads(
     if options.num_threads is not None and options.num_batch_threads is not None:
         return options.num_threads, options.num_batch_threads, options.reasons["num_threads"]
     num_cores = machine.performance_cores
-    reason = "one for each performance core; a single row leaves one core to everything else"
-    return max(1, num_cores - 1), num_cores, reason
+    if machine.gpu_limit_bytes is not None:
+        reason = "one for each performance core; a single row leaves one core to everything else"
+        return max(1, num_cores - 1), num_cores, reason
+    reason = "one for each performance core; a single row takes fewer while other programs are busy"
+    return num_cores, num_cores, reason
 
 
 def _environment(
-    engine: str, num_threads: int, exact_profile: bool, options: LoadOptions
+    engine: str, num_threads: int, exact_profile: bool, options: LoadOptions, *, on_gpu: bool
 ) -> tuple[dict[str, str], str]:
     """What must stand in the worker's environment before its backend starts."""
     if engine != "llamacpp":
         return {}, f"the {engine} engine has no OpenMP threads"
     environment = WAIT_POLICIES[options.wait_policy] | {"OMP_NUM_THREADS": str(num_threads)}
+    if not on_gpu:
+        environment |= HUGE_PAGES
     reason = options.reasons.get("environment") or (
-        "spinning threads collapse beside any busy process: 1,650 ms a token next to one "
-        "competitor, 44 when they wait passively"
+        "a GPU computes; threads that wait for it sleep"
+        if options.wait_policy == "passive"
+        else "threads spin for some 50 us before they sleep: longer than the waits of an idle "
+        "machine, shorter than a busy program's turn on their core; huge pages gain 5 %"
     )
     if exact_profile:
         environment["GGML_CPU_TILED_MM"] = "0"

@@ -47,7 +47,7 @@ def test_a_machine_without_one_is_told_so(tmp_path: Path) -> None:
         calibrations.load_calibration(MACHINE, "llamacpp", directory=tmp_path)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format_version": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format_version": 2}', b"\xff\xfe"])
 def test_a_damaged_file_is_not_used(tmp_path: Path, damage: bytes) -> None:
     """Cut short, of another shape or no text at all: damaged, with its path in the reason."""
     path = calibrations.save_calibration(MEASURED, MACHINE, tmp_path)

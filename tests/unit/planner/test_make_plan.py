@@ -22,7 +22,7 @@ def options(plan: Plan) -> tuple[str, str, bool, bool]:
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
-        (Objective.DECODE, ("f16", "f16", False, True)),
+        (Objective.DECODE, ("f16", "f16", True, True)),
         (Objective.PREFILL, ("f16", "f16", True, False)),
         (Objective.MEMORY, ("q8_0", "q8_0", True, False)),
     ],
@@ -31,7 +31,7 @@ def test_objective_decides_on_a_cpu(
     llama_1b: ModelSpec, laptop: MachineSpec, objective: Objective,
     expected: tuple[str, str, bool, bool],
 ) -> None:  # fmt: skip
-    """On a CPU the objective decides KV type, flash attention and repacking."""
+    """On a CPU the objective decides KV type and repacking; flash attention is always on."""
     assert options(make_plan(llama_1b, laptop, engine="llamacpp", objective=objective)) == expected
 
 
@@ -73,22 +73,29 @@ def test_a_tiny_model_runs_on_one_thread(llama_1b: ModelSpec, laptop: MachineSpe
         assert make_plan(spec, laptop, engine="llamacpp", threads=2).num_batch_threads == 2
 
 
-@pytest.mark.parametrize(("num_cores", "expected"), [(1, 1), (2, 1), (8, 7)])
-def test_a_single_row_leaves_a_core_free(
-    llama_1b: ModelSpec, laptop: MachineSpec, num_cores: int, expected: int
+@pytest.mark.parametrize(("num_cores", "on_gpu"), [(1, 1), (2, 1), (8, 7)])
+def test_a_single_row_takes_all_cores_of_a_cpu(
+    llama_1b: ModelSpec, laptop: MachineSpec, mac: MachineSpec, num_cores: int, on_gpu: int
 ) -> None:
-    """Decoding one sequence takes all cores but one, several rows take them all."""
-    machine = msgspec.structs.replace(laptop, performance_cores=num_cores)
-    plan = make_plan(llama_1b, machine, engine="llamacpp")
-    assert (plan.num_threads, plan.num_batch_threads) == (expected, num_cores)
+    """Decoding takes every core where a CPU computes, and leaves one free where a GPU does."""
+    for machine, expected in ((laptop, num_cores), (mac, on_gpu)):
+        machine = msgspec.structs.replace(machine, performance_cores=num_cores)
+        plan = make_plan(llama_1b, machine, engine="llamacpp")
+        assert (plan.num_threads, plan.num_batch_threads) == (expected, num_cores)
 
 
-def test_threads_wait_passively(llama_1b: ModelSpec, laptop: MachineSpec) -> None:
-    """The worker gets one thread a performance core, and none of them spins."""
+def test_threads_of_a_cpu_spin_briefly(
+    llama_1b: ModelSpec, laptop: MachineSpec, mac: MachineSpec
+) -> None:
+    """Threads spin for less than a time slice where a CPU computes; elsewhere they sleep."""
     plan = make_plan(llama_1b, laptop, engine="llamacpp")
-    assert plan.num_batch_threads == 4
-    assert plan.environment == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "4"}
+    assert plan.environment == {
+        "GOMP_SPINCOUNT": "3000", "OMP_NUM_THREADS": "4",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }  # fmt: skip
     assert make_plan(llama_1b, laptop, engine="llamacpp", threads=2).num_threads == 2
+    on_gpu = make_plan(llama_1b, mac, engine="llamacpp")
+    assert on_gpu.environment["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_default_context_is_at_most_what_was_trained(
@@ -201,7 +208,7 @@ def test_largest_context_fits_and_the_next_does_not(
         )
 
     plan = planned(8192)
-    budget = planned(2048).memory.total_bytes + 10 * 2**20
+    budget = planned(1024).memory.total_bytes + 10 * 2**20
     context = largest_context(plan, laptop, budget)
     assert context is not None
     fitting, longer = planned(context, budget), planned(context + 256, budget)

@@ -101,16 +101,16 @@ def test_threads_and_waiting_are_those_measured(
     assert plan.environment["OMP_WAIT_POLICY"] == "passive"
 
 
-@pytest.mark.parametrize(("gain", "policy"), [(0.8, "GOMP_SPINCOUNT"), (0.95, "OMP_WAIT_POLICY")])
-def test_spinning_must_gain_much(
+@pytest.mark.parametrize(("gain", "policy"), [(0.9, "GOMP_SPINCOUNT"), (0.98, "OMP_WAIT_POLICY")])
+def test_spinning_must_gain_something(
     llama_1b: ModelSpec, laptop: MachineSpec, measured: Calibration, gain: float, policy: str
 ) -> None:
-    """Threads that spin lose beside busy processes, so a small gain on an idle machine is left."""
+    """Threads that spin burn power while they wait, so a gain within the spread is left."""
 
     def spinning(costs: FittedCosts) -> FittedCosts:
         return msgspec.structs.replace(
             costs,
-            wait_policy="spin300",
+            wait_policy="spin3000",
             decode_s={name: cost * gain for name, cost in costs.decode_s.items()},
             prefill_s={name: cost * gain for name, cost in costs.prefill_s.items()},
         )
@@ -119,3 +119,15 @@ def test_spinning_must_gain_much(
     calibration = msgspec.structs.replace(measured, costs=both)
     plan = planned(llama_1b, laptop, calibration, Objective.DECODE)
     assert policy in plan.environment
+
+
+def test_a_shared_pool_wants_flash_attention(
+    llama_1b: ModelSpec, laptop: MachineSpec, measured: Calibration
+) -> None:
+    """Without flash attention every row goes through everybody's cells, which decides for it."""
+    several = make_plan(
+        llama_1b, laptop, engine="llamacpp", calibration=measured, context_tokens=8192,
+        max_sequences=8,
+    )  # fmt: skip
+    alone = planned(llama_1b, laptop, measured, Objective.DECODE)
+    assert (alone.flash_attention, several.flash_attention) == (False, True)

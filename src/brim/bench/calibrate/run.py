@@ -15,6 +15,7 @@ from brim.bench.calibrate.process import MeasuringProcess
 from brim.bench.calibrate.readiness import MAX_BUSY
 from brim.bench.calibrate.suite import Job
 from brim.core.calibration import (
+    HUGE_PAGES,
     WAIT_POLICIES,
     BandwidthSample,
     Calibration,
@@ -229,6 +230,7 @@ def plan_of(engine: str, spec: ModelSpec, setting: LoadSetting, num_tokens: int)
         num_batch_threads=setting.num_batch_threads,
         environment={
             **WAIT_POLICIES[setting.wait_policy],
+            **HUGE_PAGES,
             "OMP_NUM_THREADS": str(setting.num_batch_threads),
         },
         # The caller has seen to it that there is room; nothing here is granted by these terms.

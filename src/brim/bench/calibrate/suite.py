@@ -11,6 +11,7 @@ import msgspec
 from brim.bench.calibrate import standins
 from brim.core.calibration import LoadSetting
 from brim.core.machine import MachineSpec
+from brim.planner.options import SPINNING
 
 PROMPTS = (16, 128, 512)
 """A few rows (several sequences that decode), a short prompt, and a full micro-batch."""
@@ -61,12 +62,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def base_setting(machine: MachineSpec) -> LoadSetting:
-    """The setting that others are compared with; threads as the planner chooses them.
-
-    A single row leaves one core to everything else that runs.
-    """
+    """The setting that others are compared with; threads as the planner chooses them."""
     cores = machine.performance_cores
-    return LoadSetting(num_threads=max(1, cores - 1), num_batch_threads=cores)
+    if machine.gpu_limit_bytes is not None:
+        return LoadSetting(num_threads=max(1, cores - 1), num_batch_threads=cores)
+    return LoadSetting(num_threads=cores, num_batch_threads=cores, wait_policy=SPINNING)
 
 
 def settings(machine: MachineSpec) -> list[LoadSetting]:
@@ -78,10 +78,12 @@ def settings(machine: MachineSpec) -> list[LoadSetting]:
     if machine.gpu_limit_bytes is not None:
         return [base]
     replace = msgspec.structs.replace
-    counts = dict.fromkeys((base.num_threads, 1, base.num_batch_threads))
+    cores = machine.performance_cores
+    # Fewer than all is what the engine falls back to beside busy programs.
+    counts = dict.fromkeys((cores, max(1, cores - 1), 1))
     found = [replace(base, num_threads=count) for count in counts]
     # A single thread waits for nobody.
-    found += [replace(base, num_threads=n, wait_policy="spin300") for n in counts if n > 1]
+    found += [replace(base, num_threads=n, wait_policy="passive") for n in counts if n > 1]
     return found
 
 
