@@ -33,7 +33,7 @@ def _needs_llamacpp() -> None:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """One short round: two settings, a kept KV and two processes."""
     base = base_setting(MACHINE)
-    spinning = msgspec.structs.replace(base, num_threads=2, wait_policy="spin300")
+    passive = msgspec.structs.replace(base, wait_policy="passive")
     seen: list[float] = []
     found = calibrate(
         Subject(machine=MACHINE, engine="llamacpp", engine_version="x", conditions=Conditions()),
@@ -44,7 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
         jobs=[
             Job(model="demo", setting=base, prompts=(16, 64), depths=(0, 128), num_generate=3,
                 kept_kv="demo", fills=True),
-            Job(model="demo", setting=spinning, prompts=(64,), depths=(0, 128), num_generate=3,
+            Job(model="demo", setting=passive, prompts=(64,), depths=(0, 128), num_generate=3,
                 kept_kv="demo"),
         ],
         progress=lambda share, _: seen.append(share),
@@ -60,8 +60,8 @@ def test_every_job_left_its_samples(measured: Calibration) -> None:
         (sample.setting.wait_policy, sample.num_prompt, sample.depth) for sample in measured.samples
     }
     assert found == {
-        ("passive", 16, 0), ("passive", 64, 0), ("passive", 128, 0), ("passive", 0, 0),
-        ("passive", 0, 128), ("spin300", 64, 0), ("spin300", 0, 0), ("spin300", 0, 128),
+        ("spin3000", 16, 0), ("spin3000", 64, 0), ("spin3000", 128, 0), ("spin3000", 0, 0),
+        ("spin3000", 0, 128), ("passive", 64, 0), ("passive", 0, 0), ("passive", 0, 128),
     }  # fmt: skip
     assert all(seconds > 0 for sample in measured.samples for seconds in sample.samples_s)
     assert len(measured.load_samples) == 2
@@ -72,7 +72,7 @@ def test_a_forecast_follows_from_it(measured: Calibration) -> None:
     spec = describe_gguf(DEMO)
     found = forecast_calibrated(
         speed_shape(spec), measured, engine="llamacpp", kv_type_k="f16", kv_type_v="f16",
-        flash_attention=True, repack_weights=False, num_threads=1, num_batch_threads=2,
+        flash_attention=True, repack_weights=False, num_threads=2, num_batch_threads=2,
         depth_tokens=64, prompt_tokens=64,
     )  # fmt: skip
     for rate in (found.decode_tok_s, found.prefill_tok_s):

@@ -1,5 +1,6 @@
 """Streamed answers as a reader sees them: when text came, how much, and how it ended."""
 
+import contextlib
 import itertools
 
 import msgspec
@@ -25,9 +26,14 @@ class _Choice(msgspec.Struct):
         return self.delta.content or self.delta.reasoning_content or ""
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Event(msgspec.Struct):
@@ -51,10 +57,14 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     longest_gap_s: float | None = None
     """Between two neighbouring pieces of text: a stall, as a reader sees it."""
     num_prompt_tokens: int = 0
+    num_cached_tokens: int | None = None
+    """Prompt tokens that the server says it did not compute; None where it says nothing."""
     num_completion_tokens: int = 0
     text: str = ""
     finish_reason: str | None = None
     error: str | None = None
+    status: int = 200
+    """HTTP status; 0 where no response came."""
 
 
 def read_answer(request_id: str, reply: Reply) -> Answered:
@@ -63,7 +73,10 @@ def read_answer(request_id: str, reply: Reply) -> Answered:
     if reply.failure or reply.status != 200:
         detail = reply.failure or reply.body[:300].decode(errors="replace")
         return Answered(
-            request_id=request_id, duration_s=duration_s, error=f"status {reply.status}: {detail}"
+            request_id=request_id,
+            duration_s=duration_s,
+            error=f"status {reply.status}: {detail}",
+            status=reply.status,
         )
     try:
         events = reply.events()
@@ -74,6 +87,18 @@ def read_answer(request_id: str, reply: Reply) -> Answered:
         )
     is_done = bool(events) and events[-1][1] == b"[DONE]"
     return _timed(request_id, reply, decoded, is_done)
+
+
+def text_times(reply: Reply) -> list[float]:
+    """When each piece of text came, by `time.perf_counter()`; also of a reply that was cut short.
+
+    What cannot be decoded is left out: a stream that is dropped may end within an event.
+    """
+    times = []
+    for at_s, data in reply.events():
+        with contextlib.suppress(msgspec.DecodeError):
+            times += [at_s for choice in _event_decoder.decode(data).choices if choice.piece]
+    return times
 
 
 def _timed(
@@ -87,6 +112,7 @@ def _timed(
     ]  # fmt: skip
     usage = next((event.usage for _, event in reversed(events) if event.usage), None)
     num_tokens = usage.completion_tokens if usage else 0
+    details = usage.prompt_tokens_details if usage else None
     return Answered(
         request_id=request_id,
         duration_s=reply.end_s - reply.start_s,
@@ -96,6 +122,7 @@ def _timed(
         ),
         longest_gap_s=max((b - a for a, b in itertools.pairwise(times)), default=None),
         num_prompt_tokens=usage.prompt_tokens if usage else 0,
+        num_cached_tokens=details.cached_tokens if details else None,
         num_completion_tokens=num_tokens,
         text="".join(piece for _, piece in pieces),
         finish_reason=reasons[0] if reasons else None,

@@ -154,6 +154,8 @@ class Connection:
         self.endpoint = endpoint
         self._transport: asyncio.Transport | None = None
         self._receiver: _Receiver | None = None
+        self.reply: Reply | None = None
+        """The response to the last request, as far as it has come."""
 
     async def get(self, path: str) -> Reply:
         """GET `base_path` + `path`.
@@ -196,7 +198,7 @@ class Connection:
 
     async def _send(self, request: bytes) -> Reply:
         transport, receiver = await self._connected()
-        reply = Reply(start_s=time.perf_counter(), parts=[])
+        reply = self.reply = Reply(start_s=time.perf_counter(), parts=[])
         done = receiver.expect(reply)
         transport.write(request)
         try:

@@ -76,6 +76,19 @@ class RecordedRequest(
         """Where it goes, below `/v1`."""
         return "/completions" if self.messages is None else "/chat/completions"
 
+    def plain(self) -> "RecordedRequest":
+        """The same request as a completion, for servers whose model has no chat template.
+
+        Example:
+            >>> chat = RecordedRequest(id="a", max_tokens=1, messages=(Turn("user", "Hi"),))
+            >>> chat.plain().prompt.split()
+            ['user:', 'Hi', 'assistant:']
+        """
+        if self.messages is None:
+            return self
+        turns = "".join(f"{turn.role}: {turn.content}\n\n" for turn in self.messages)
+        return msgspec.structs.replace(self, messages=None, prompt=f"{turns}assistant:")
+
     def salted(self, salt: str) -> "RecordedRequest":
         """The same request with `salt` in front, so that no server answers it from memory.
 
@@ -117,7 +130,7 @@ def load(path: Path | None = None, *, limit: int | None = None) -> list[Recorded
 def generate(seed: int = SEED) -> list[RecordedRequest]:
     """The shipped requests: chats and completions in turn."""
     rng = random.Random(seed)
-    systems = [_text(rng, SHARED_SYSTEM_WORDS) for _ in range(2)]
+    systems = [sentences(rng, SHARED_SYSTEM_WORDS) for _ in range(2)]
     return [
         _chat(rng, number, systems) if number % 2 == 0 else _completion(rng, number)
         for number in range(NUM_REQUESTS)
@@ -132,7 +145,9 @@ def encode(requests: list[RecordedRequest]) -> str:
 def _completion(rng: random.Random, number: int) -> RecordedRequest:
     words = PROMPT_WORDS.draw(rng)
     return RecordedRequest(
-        id=f"completion-{number:02}", max_tokens=ANSWER_TOKENS.draw(rng), prompt=_text(rng, words)
+        id=f"completion-{number:02}",
+        max_tokens=ANSWER_TOKENS.draw(rng),
+        prompt=sentences(rng, words),
     )
 
 
@@ -140,7 +155,7 @@ def _chat(rng: random.Random, number: int, systems: list[str]) -> RecordedReques
     num_turns = rng.choice(CHAT_TURNS)
     words = PROMPT_WORDS.draw(rng)
     turns = [
-        Turn(("user", "assistant")[place % 2], _text(rng, max(4, words // num_turns)))
+        Turn(("user", "assistant")[place % 2], sentences(rng, max(4, words // num_turns)))
         for place in range(num_turns)
     ]
     if number % 4 == 0:
@@ -150,7 +165,7 @@ def _chat(rng: random.Random, number: int, systems: list[str]) -> RecordedReques
     )
 
 
-def _text(rng: random.Random, num_words: int) -> str:
+def sentences(rng: random.Random, num_words: int) -> str:
     """Sentences of 6 to 14 words."""
     sentences = []
     while num_words > 0:

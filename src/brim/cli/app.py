@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 import brim
 from brim.cli import (
     bench,
+    cache,
     calibrate,
     config,
     convert,
@@ -46,6 +47,7 @@ app.command("recommend")(recommend.recommend)
 app.command("forecast")(forecast.forecast)
 app.command("convert")(convert.convert)
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")
 
 

@@ -1,17 +1,16 @@
 """`brim bench`: what a model does on this machine, and servers side by side."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brim.cli.bench_serve import serve
 from brim.cli.bench_standin import standin
+from brim.cli.numbers import whole_numbers
 
 if TYPE_CHECKING:
-    from brim.bench.serve import Report
     from brim.bench.speed import Case, Row
-    from brim.bench.stats import Summary
     from brim.core.model import ModelSpec
     from brim.core.plan import Plan
     from brim.engine.base import Engine
@@ -22,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command("serve")(serve)
 app.command("standin")(standin)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, all samples included.")]
@@ -84,10 +84,10 @@ def speed(
     from brim.core.plan import Objective
 
     wanted = bench.cases(
-        _numbers(prompt, "--prompt"),
-        _numbers(generate, "--generate"),
-        _numbers(depth, "--depth"),
-        _numbers(batch, "--batch", least=1),
+        whole_numbers(prompt, "--prompt"),
+        whole_numbers(generate, "--generate"),
+        whole_numbers(depth, "--depth"),
+        whole_numbers(batch, "--batch", least=1),
     )
     if objective not in (None, *Objective):
         raise typer.BadParameter(f"--objective is one of {', '.join(Objective)}; not '{objective}'")
@@ -145,66 +145,6 @@ def _compare(
         print_json(found)
     else:
         print_comparison(found)
-
-
-@app.command("serve")
-def serve(
-    endpoint: Annotated[
-        list[str],
-        typer.Option("--endpoint", "-e", help="NAME=URL[#MODEL]; again for each; first: reference"),
-    ],
-    requests: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of requests; the 32 that come with brim unless given."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Send only the first ones of the file.")
-    ] = None,
-    concurrency: Annotated[
-        str, typer.Option("--concurrency", "-c", help="Requests at once, as 1,4.")
-    ] = "1",
-    repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", min=1, help="Rounds of every server.")
-    ] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """Send the same requests to several servers in turn and compare them pair by pair."""
-    import asyncio
-
-    from brim.bench import serve as bench
-    from brim.bench import workload
-    from brim.bench.client import Endpoint
-    from brim.cli.errors import say
-    from brim.cli.output import print_json
-
-    report = asyncio.run(
-        bench.compare(
-            [Endpoint.parse(text) for text in endpoint],
-            workload.load(requests, limit=limit),
-            concurrencies=_numbers(concurrency, "--concurrency", least=1),
-            repetitions=repetitions,
-            progress=say,
-        )
-    )
-    if as_json:
-        print_json(report)
-    else:
-        _print_serve(report)
-
-
-def _numbers(text: str, option: str, *, least: int = 0) -> list[int]:
-    """Whole numbers separated by commas.
-
-    Raises:
-        typer.BadParameter: A part is no number, or below `least`.
-    """
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < least:
-        raise typer.BadParameter(f"{option} takes numbers from {least} up, as 1,4; not '{text}'")
-    return found
 
 
 def _form(model: str, engine: str | None) -> "ModelSpec":
@@ -282,27 +222,3 @@ def _print_speed(rows: "list[Row]") -> None:
         ],
         right=frozenset({1, 2, 3, 4, 5}),
     )
-
-
-def _print_serve(report: "Report") -> None:
-    from brim.cli.output import print_table
-
-    head = ("at once", "figure", "server", "median", "min to max", "ratio", "min to max")
-    table = []
-    for row in sorted(report.rows, key=lambda row: (row.concurrency, row.figure)):
-        name, scale = row.figure, 1.0
-        if name.endswith("_s") and not name.endswith("tok_s"):
-            name, scale = name[:-2] + "_ms", 1000.0
-        value = _cells(row.value, scale, 1)
-        ratio = ("", "") if row.ratio is None else _cells(row.ratio, 1.0, 3)
-        table.append((str(row.concurrency), name, row.endpoint, *value, *ratio))
-    print_table(head, table, right=frozenset({0, 3, 5}))
-
-
-def _cells(summary: "Summary", scale: float, digits: int) -> tuple[str, str]:
-    """Median and range."""
-    low, mid, high = (
-        f"{scale * value:.{digits}f}"
-        for value in (summary.minimum, summary.median, summary.maximum)
-    )
-    return mid, f"{low} to {high}"

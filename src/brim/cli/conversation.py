@@ -92,6 +92,9 @@ class Conversation:
         pieces: list[str] = []
         ended: Delta | None = None
         answer = await self._gateway.submit(self._request(asked))
+        if answer.overflow is not None:
+            num_tokens, policy = answer.overflow.num_removed_tokens, answer.overflow.policy.value
+            say(f"{num_tokens} tokens of earlier turns were left out ({policy})")
         try:
             async for deltas in answer:
                 pieces += _print_text(deltas)
@@ -161,6 +164,7 @@ class Conversation:
             prompt=asked.content if self._raw else None,
             max_tokens=self._max_tokens,
             sampling=self._sampling,
+            overflow=self._settings.models.overflow,
         )
 
 
@@ -192,7 +196,10 @@ def _summary(plan: Plan, timings: Timings, reason: FinishReason | None) -> str:
     if reason is FinishReason.LENGTH:
         is_full = timings.num_prompt_tokens + num_tokens >= plan.context_tokens
         cut = "; cut, for the context is full" if is_full else "; cut at its longest, see -n"
+    reused = ""
+    if timings.cache.num_tokens:
+        reused = f" ({timings.cache.num_tokens} from {timings.cache.source.value})"
     return (
-        f"{plan.model.name} ({plan.engine}): {timings.num_prompt_tokens} prompt tokens in "
+        f"{plan.model.name} ({plan.engine}): {timings.num_prompt_tokens} prompt tokens{reused} in "
         f"{timings.prefill_s:.2f} s, {num_tokens} tokens{speed}{cut}"
     )

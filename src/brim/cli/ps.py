@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from brim.ledger.entry import Statement
     from brim.ledger.history import ForecastError
     from brim.runtime.api import ModelStatus
+    from brim.runtime.request_counts import RequestCounts
+    from brim.worker.protocol import Stats
 
 ANSWER_LIMIT_S = 5.0
 """For a server on this machine to answer from memory; longer means that it hangs."""
@@ -57,16 +59,44 @@ def _print_models(statuses: "Sequence[ModelStatus]") -> None:
             "-" if status.resident_bytes is None else gib(status.resident_bytes),
             "-" if status.entry is None else gib(status.entry.kv_reserved_bytes),
             _error(status.forecast_errors),
-            str(status.num_running),
+            _cached(status.requests),
+            _on_disk(status.worker_stats),
+            _requests(status),
             "-" if status.pid is None else str(status.pid),
         )
         for status in statuses
     ]
     head = (
         "model", "state", "engine", "kv", "context", "planned", "resident", "kv in use", "error",
-        "running", "pid",
+        "cached", "on disk", "running", "pid",
     )  # fmt: skip
-    print_table(head, rows, right=frozenset(range(4, 11)))
+    print_table(head, rows, right=frozenset(range(4, 13)))
+
+
+def _cached(counts: "RequestCounts") -> str:
+    """Part of all prompt tokens that did not have to be computed.
+
+    Example:
+        >>> from brim.runtime.request_counts import RequestCounts
+        >>> _cached(RequestCounts(num_prompt_tokens=200, cached_tokens={"disk": 50, "memory": 100}))
+        '75 %'
+    """
+    if not counts.num_prompt_tokens:
+        return "-"
+    return f"{100 * sum(counts.cached_tokens.values()) / counts.num_prompt_tokens:.0f} %"
+
+
+def _on_disk(stats: "Stats | None") -> str:
+    """Bytes of the model's prefixes on disk."""
+    from brim.cli.output import gib
+
+    store = None if stats is None else stats.prefix.store
+    return "-" if store is None else gib(store.entry_bytes)
+
+
+def _requests(status: "ModelStatus") -> str:
+    """Requests in work, and those that wait for them."""
+    return f"{status.num_running}" + (f" (+{status.num_waiting})" if status.num_waiting else "")
 
 
 def _error(errors: "Sequence[ForecastError]") -> str:

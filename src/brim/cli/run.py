@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 PIPE_PATIENCE_S = 1.0
 """A pipe that is silent for longer may have nobody behind it; the reader should know of it."""
 
+NUM_SEQUENCES = 2
+"""One answers while the other still holds the turns before it, which are then not read again."""
+
 
 def run(
     prompt: Annotated[
@@ -50,6 +53,9 @@ def run(
         int | None,
         typer.Option("--ctx", "--context", min=1, help="Longest prompt plus answer, in tokens."),
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep no prompts on disk; in memory they are reused.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Load the model even if it does not fit.")
     ] = False,
@@ -65,7 +71,9 @@ def run(
 
     given = {"temperature": temperature, "seed": seed}
     wishes = {name: value for name, value in given.items() if value is not None}
-    settings = load_settings().settings
+    settings = load_settings(
+        {"cache.enabled": ("--no-cache", False if no_cache else None)}
+    ).settings
     if text is None and max_tokens is not None:
         # The settings' bound gives way to the room that is left, which shrinks with every turn; a
         # request's own bound is refused when it is too long.
@@ -153,6 +161,6 @@ def _plan(
         settings,
         engine=engine,
         context_tokens=context,
-        max_sequences=1,
+        max_sequences=NUM_SEQUENCES,
         is_only_model=not has_neighbours(),
     )

@@ -34,6 +34,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep no prompts on disk; in memory they are reused.")
+    ] = False,
     wait: Annotated[
         float,
         typer.Option(
@@ -58,6 +61,7 @@ def serve(
             "server.host": ("--host", host),
             "server.port": ("--port", port),
             "models.objective": ("--objective", objective),
+            "cache.enabled": ("--no-cache", False if no_cache else None),
         }
     )
     settings = loaded.settings

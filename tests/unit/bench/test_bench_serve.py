@@ -1,4 +1,4 @@
-"""Reading answers and comparing servers."""
+"""Reading answers and reaching servers."""
 
 import asyncio
 import json
@@ -7,18 +7,12 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from brim.bench.answers import Answered, read_answer
+from brim.bench.answers import Answered, read_answer, text_times
 from brim.bench.client import Endpoint, Reply
-from brim.bench.serve import Report, Round, compare, reach, rows
-from brim.bench.workload import RecordedRequest, Turn
-from brim.errors import ConfigError, InvalidRequest
+from brim.bench.serve import reach
+from brim.errors import BrimError, Busy, ConfigError, InvalidRequest
 
 Scripted = Callable[..., AbstractAsyncContextManager[Endpoint]]
-
-REQUESTS = [
-    RecordedRequest(id="a", max_tokens=3, prompt="one"),
-    RecordedRequest(id="b", max_tokens=2, messages=(Turn("user", "two"),)),
-]
 
 
 def event(text: str, **fields: object) -> bytes:
@@ -105,44 +99,18 @@ def named(endpoint: Endpoint, name: str) -> Endpoint:
     return Endpoint.parse(f"{name}=http://{endpoint.host}:{endpoint.port}#m")
 
 
-def compared(scripted: Scripted, bodies: list[dict[str, object]], *, repetitions: int) -> Report:
-    async def main() -> Report:
-        async with scripted(server(bodies)) as endpoint:
-            return await compare(
-                [named(endpoint, "one"), named(endpoint, "two")],
-                REQUESTS,
-                concurrencies=[2],
-                repetitions=repetitions,
-            )
-
-    return asyncio.run(main())
+def test_times_of_text_are_known_while_an_answer_still_comes() -> None:
+    """A stream that was dropped within an event gives the times of the events before."""
+    dropped = reply((2.0, event("x")), (3.0, event("y") + b'data: {"cho'), failure="dropped")
+    assert text_times(dropped) == [2.0, 3.0]
 
 
-def test_every_server_gets_the_same_requests_and_ratios_are_to_the_first(
-    scripted: Scripted,
-) -> None:
-    """Equal servers get equal bodies, and only the second one has ratios."""
-    bodies: list[dict[str, object]] = []
-    report = compared(scripted, bodies, repetitions=1)
-    one, two = bodies[2:4], bodies[4:6]
-    assert sorted(map(str, one)) == sorted(map(str, two))
-    assert {str(body["path"]) for body in one} == {"/v1/completions", "/v1/chat/completions"}
-    assert all(body["temperature"] == 0 and body["ignore_eos"] is True for body in one)
-    found = {(row.endpoint, row.figure): row for row in report.rows}
-    assert found["two", "num_completion_tokens"].value.median == 5
-    assert found["two", "num_errors"].value.median == 0
-    assert found["one", "output_tok_s"].ratio is None
-    assert found["two", "output_tok_s"].ratio is not None
-
-
-def test_servers_take_turns_and_the_order_changes(scripted: Scripted) -> None:
-    """The second repetition begins with the other server and with new prompts."""
-    bodies: list[dict[str, object]] = []
-    report = compared(scripted, bodies, repetitions=2)
-    order = [(one.repetition, one.endpoint) for one in report.rounds]
-    assert order == [(0, "one"), (0, "two"), (1, "two"), (1, "one")]
-    prompts = [str(body["prompt"]) for body in bodies[2:] if "prompt" in body]
-    assert prompts[0] == prompts[1] != prompts[2] == prompts[3]
+def test_prompt_tokens_from_memory_are_read_where_the_server_says_so() -> None:
+    """OpenAI's field is taken, and its absence is told from a zero."""
+    told = USAGE.replace(b'"prompt_tokens": 7', b'"prompt_tokens": 7, "prompt_tokens_details": '
+                         b'{"cached_tokens": 5}')  # fmt: skip
+    assert read_answer("a", reply((2.0, event("x") + END + told))).num_cached_tokens == 5
+    assert read_answer("a", reply((2.0, event("x") + END + USAGE))).num_cached_tokens is None
 
 
 def test_a_server_that_refuses_ignore_eos_is_measured_without_it(scripted: Scripted) -> None:
@@ -159,15 +127,15 @@ def test_a_server_that_refuses_ignore_eos_is_measured_without_it(scripted: Scrip
 
 
 @pytest.mark.parametrize(
-    ("head", "body", "complaint"),
+    ("head", "body", "complaint", "error"),
     [
-        ("503 Service Unavailable", b"", "not ready yet"),
-        ("404 Not Found", b"no", "lists no models .status 404."),
-        ("200 OK", b'{"data": []}', "lists no models"),
+        ("503 Service Unavailable", b"", "not ready yet", Busy),
+        ("404 Not Found", b"no", "lists no models .status 404.", ConfigError),
+        ("200 OK", b'{"data": []}', "lists no models", ConfigError),
     ],
 )
 def test_a_server_without_a_model_is_named(
-    scripted: Scripted, head: str, body: bytes, complaint: str
+    scripted: Scripted, head: str, body: bytes, complaint: str, error: type[BrimError]
 ) -> None:
     """Loading and having none are told apart, each with what to do."""
     answer = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -176,30 +144,27 @@ def test_a_server_without_a_model_is_named(
         async with scripted(lambda _path, _body: [answer]) as endpoint:
             await reach(endpoint)
 
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(error, match=complaint):
         asyncio.run(main())
 
 
-def test_two_endpoints_of_one_name_are_refused() -> None:
-    """Rows could not be told apart."""
-    twice = [Endpoint.parse("a=http://h"), Endpoint.parse("a=http://g")]
-    with pytest.raises(ConfigError, match="same name"):
-        asyncio.run(compare(twice, REQUESTS))
+def test_a_server_without_a_chat_template_is_measured_without_chats(scripted: Scripted) -> None:
+    """The probe finds out that chats are refused and completions are not."""
+
+    async def main() -> bool:
+        async with scripted(server([], refuses="messages")) as endpoint:
+            return (await reach(named(endpoint, "a"))).takes_chat
+
+    assert asyncio.run(main()) is False
 
 
-def test_a_round_without_answers_gives_counts_and_no_figures() -> None:
-    """Errors leave rates out rather than making them zero."""
-    bad = Answered(request_id="a", duration_s=1.0, error="status 503: busy")
-    good = Answered(
-        request_id="a", duration_s=1.0, ttft_s=0.1, time_per_token_s=0.1, longest_gap_s=0.1,
-        num_completion_tokens=2,
-    )  # fmt: skip
-    rounds = [
-        Round(endpoint=name, concurrency=1, repetition=0, wall_s=1.0, answers=(answer,))
-        for name, answer in (("one", good), ("two", bad))
-    ]
-    found = {(row.endpoint, row.figure): row for row in rows(rounds, "one")}
-    assert found["two", "num_errors"].value.median == 1
-    assert found["two", "num_errors"].ratio is None
-    assert ("two", "output_tok_s") not in found
-    assert found["one", "output_tok_s"].value.median == 2
+def test_a_model_that_still_loads_is_not_a_refusal(scripted: Scripted) -> None:
+    """503 on a completion means later, as it does on the list of models."""
+    answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+    async def main() -> None:
+        async with scripted(lambda _path, _body: [answer]) as endpoint:
+            await reach(named(endpoint, "a"))
+
+    with pytest.raises(Busy, match="not ready yet"):
+        asyncio.run(main())

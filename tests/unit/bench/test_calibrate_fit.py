@@ -74,7 +74,7 @@ def test_other_waiting_scales_prefill_by_what_was_read_under_it() -> None:
             model=sample.model, shape=sample.shape, num_prompt=sample.num_prompt,
             num_generate=sample.num_generate, depth=sample.depth,
             setting=type(sample.setting)(
-                num_threads=2, num_batch_threads=2, wait_policy="spin300",
+                num_threads=2, num_batch_threads=2, wait_policy="spin3000",
                 repack_weights=sample.setting.repack_weights,
                 kv_type_k=sample.setting.kv_type_k, kv_type_v=sample.setting.kv_type_v,
                 flash_attention=sample.setting.flash_attention,
@@ -85,7 +85,7 @@ def test_other_waiting_scales_prefill_by_what_was_read_under_it() -> None:
         if not sample.num_prompt or (sample.model == "wide-Q4_K" and sample.num_prompt == 512)
     ]  # fmt: skip
     passive, spin = fit_costs([*base, *spinning])
-    assert (passive.wait_policy, spin.wait_policy) == ("passive", "spin300")
+    assert (passive.wait_policy, spin.wait_policy) == ("passive", "spin3000")
     for term, cost in passive.prefill_s.items():
         assert spin.prefill_s[term] == pytest.approx(0.8 * cost, rel=0.02)
     assert spin.decode_s["bytes Q8_0"] == pytest.approx(0.8 * 3.5e-11, rel=0.02)

@@ -5,6 +5,7 @@ from support.scripted import make_plan
 
 from brim.cli.conversation import _summary
 from brim.core.answer import FinishReason, Timings
+from brim.core.cache import CacheReport, CacheSource
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,13 @@ def test_a_cut_answer_says_what_cut_it(
     line = _summary(make_plan(), timings, reason)
     assert line.startswith(f"small (llamacpp): {num_prompt_tokens} prompt tokens in 0.50 s, 20")
     assert line.endswith(end)
+
+
+def test_what_was_not_read_again_is_said() -> None:
+    """The reader sees why a long prompt took no time."""
+    timings = Timings(
+        queue_s=0.0, prefill_s=0.5, decode_s=2.0, num_prompt_tokens=10, num_cached_tokens=9,
+        num_completion_tokens=20, cache=CacheReport(source=CacheSource.DISK, num_tokens=9),
+    )  # fmt: skip
+    line = _summary(make_plan(), timings, FinishReason.STOP)
+    assert "10 prompt tokens (9 from disk) in 0.50 s" in line
