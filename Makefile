@@ -11,7 +11,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
   bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast \
-  bench-mlx bench-mlx-memory bench-kv bench-engines fuzz \
+  bench-mlx bench-mlx-memory bench-kv bench-engines bench-serving bench-overflow fuzz \
   goldens forecast-fit forecast-pages catalogue
 
 help:  ## list the targets
@@ -73,6 +73,13 @@ bench-busy: $(VENV)/.dev  ## decode beside a busy process on every core
 
 bench-first: $(VENV)/.dev  ## process start to first token
 	$(PY) benches/first_token.py
+
+bench-serving: $(VENV)/.dev  ## servers side by side, all workloads; LLAMA_SERVER=path of a llama-server
+	$(PY) benches/make_standin.py
+	$(PY) benches/against_llama_server.py --llama-server "$(LLAMA_SERVER)"
+
+bench-overflow: $(VENV)/.dev  ## what each overflow policy costs over a long conversation
+	$(PY) benches/overflow_cost.py
 
 bench-many: $(VENV)/.dev  ## 64 streaming clients at once
 	$(PY) benches/concurrency.py
