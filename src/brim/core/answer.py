@@ -92,8 +92,6 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     num_completion_tokens: int
     seed: int | None = None
     cache: CacheReport = CacheReport()
-    num_ahead: int = 0
-    """Requests of the same model that stood before it in the queue when it arrived."""
     num_shifted_tokens: int = 0
     """Tokens that left the window while the answer grew (policy `shift`)."""
 

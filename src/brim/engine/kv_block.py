@@ -19,7 +19,6 @@ the layout, change VERSION.
 """
 
 import mmap
-import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ import xxhash
 
 from brim.engine.base import Allocate
 from brim.errors import DoesNotFit, StoreError
+from brim.machine.file_blocks import reserve_blocks
 
 MAGIC = b"BRKV"
 VERSION = 2
@@ -102,21 +102,6 @@ def temporary(num_bytes: int) -> memoryview:
         raise StoreError(
             f"cannot write {num_bytes} bytes of KV to a temporary file: {exc}"
         ) from exc
-
-
-def reserve_blocks(descriptor: int, num_bytes: int) -> None:
-    """Give a file its length and its blocks now: writing into a hole of a full disk is a SIGBUS.
-
-    Raises:
-        OSError: There is no room.
-    """
-    os.truncate(descriptor, num_bytes)
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, num_bytes)
-        return
-    zeros = bytes(1024 * 1024)
-    for start in range(0, num_bytes, len(zeros)):
-        os.pwrite(descriptor, zeros[: num_bytes - start], start)
 
 
 def read(identity: str, block: bytes | memoryview) -> Block:

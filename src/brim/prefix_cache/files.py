@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from brim.errors import StoreError
+from brim.machine.file_blocks import reserve_blocks
 from brim.prefix_cache import format as form
 
 LOCK_LIMIT_S = 10.0
@@ -28,11 +29,6 @@ CAN_READ_AHEAD = hasattr(os, "posix_fadvise")
 
 ORPHAN_AGE_S = 60.0
 """Between making a temporary file and locking it lie microseconds; a minute is no such moment."""
-
-_ZEROS = bytes(1024 * 1024)
-
-_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""What file systems without posix_fallocate answer (ZFS, NFS)."""
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 """NONBLOCK: a named pipe in the place of a file must not stop us."""
@@ -189,7 +185,7 @@ class Temporary:
             # The lock ends with the process, however that ends: it tells orphans from files of
             # the living, which a process id cannot once it is another's.
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            reserve(self._fd, num_bytes)
+            reserve_blocks(self._fd, num_bytes)
             self.view = memoryview(mmap.mmap(self._fd, num_bytes))
         except OSError:
             self.remove()
@@ -224,25 +220,6 @@ class Temporary:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def reserve(descriptor: int, num_bytes: int) -> None:
-    """Give a file its length and its blocks now: writing into a hole of a full disk is a SIGBUS.
-
-    Raises:
-        OSError: There is no room.
-    """
-    os.truncate(descriptor, num_bytes)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
-        except OSError as exc:
-            if exc.errno not in _CANNOT_RESERVE:
-                raise
-        else:
-            return
-    for start in range(0, num_bytes, len(_ZEROS)):
-        os.pwrite(descriptor, _ZEROS[: num_bytes - start], start)
 
 
 def sync_file(descriptor: int) -> None:

@@ -74,7 +74,7 @@ class Keeper:
     def paused(self, prefill: Prefill) -> None:
         """Keep a sequence as a whole, at one of its stops."""
         held, end = prefill.choice.held, prefill.num_done
-        if held.namespace is None or self._takes_ranges or end not in prefill.stops:
+        if held.namespace is None or self._takes_ranges:
             return
         if self._cache.stored(held.namespace, held.tokens.view()) < end:
             self._export(Export(held, held.namespace, 0, end))

@@ -164,7 +164,6 @@ class Scheduler:
             kv_tokens=kv_tokens,
             seed=self._draw_seed() if seed is None else seed,
         )
-        job.num_ahead = len(self._waiting)
         job.num_likely_cached = self._reuse.num_in_memory(job)
         self._num_added += 1
         self._num_shifting += request.shift_keep_tokens is not None

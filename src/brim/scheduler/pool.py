@@ -11,8 +11,10 @@ from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.engine.base import Engine
 from brim.errors import BrimError
+from brim.prefix_cache.format import Tokens
+from brim.prefix_cache.tree import common_length
 from brim.scheduler.cells import CellAccount, CellPath
-from brim.scheduler.tokens import TokenArray, Tokens, common_prefix
+from brim.scheduler.tokens import TokenArray
 
 MIN_KEPT_TOKENS = 16
 """A shorter sequence is read again as fast as it is looked for."""
@@ -285,7 +287,7 @@ class Pool:
         for held in self._open.values():
             if held.namespace != namespace or not held.is_pure:
                 continue
-            num_common = common_prefix(held.tokens.view(), tokens)
+            num_common = common_length(held.tokens.view(), tokens)
             can_take = self._forks_prefix or self._engine.can_keep(held.seq_id, num_common)
             num_tokens = num_common if can_take else 0
             key = (num_tokens, num_common, held.is_idle)

@@ -10,10 +10,10 @@ from brim.core.plan import Plan
 from brim.engine.base import Engine
 from brim.errors import Busy, DoesNotFit, StoreError
 from brim.prefix_cache.store import Lookup, PrefixCache, Segment
+from brim.prefix_cache.tree import common_length
 from brim.scheduler.keeper import Keeper
 from brim.scheduler.pool import Match, Pool
 from brim.scheduler.sequence import Job, Prefill
-from brim.scheduler.tokens import common_prefix
 
 MIN_SHARED_TOKENS = 16
 """Fewer are computed rather than forked or waited for: one tile of a step."""
@@ -132,7 +132,7 @@ class Reuse:
         for prefill in prefilling:
             if prefill.choice.held.namespace != job.namespace:
                 continue
-            common = common_prefix(prefill.job.prompt[: prefill.num_target], job.usable)
+            common = common_length(prefill.job.prompt[: prefill.num_target], job.usable)
             if not self._forks_prefix:
                 common = _last_stop(prefill, job, common)
             if common > max(best_common, prefill.num_done):

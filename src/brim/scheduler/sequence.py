@@ -14,9 +14,9 @@ from brim.core.answer import Timings
 from brim.core.cache import CacheReport
 from brim.core.request import Priority
 from brim.core.sampling import SamplingParams
+from brim.prefix_cache.format import Tokens
 from brim.prefix_cache.store import Segment
 from brim.scheduler.pool import Held
-from brim.scheduler.tokens import Tokens
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,6 @@ class Job:
         "choices",
         "kv_tokens",
         "max_tokens",
-        "num_ahead",
         "num_likely_cached",
         "number",
         "prompt",
@@ -77,8 +76,6 @@ class Job:
         """Cells that it may come to need; promised from admission to the last choice's end."""
         self.seed = seed
         """Of choice 0; choice i uses seed + i."""
-        self.num_ahead = 0
-        """Jobs that were waiting when it arrived."""
         self.num_likely_cached = 0
         """Prompt tokens that were there when it was last looked; the queue's order counts them."""
         self.awaited: tuple[Prefill, int] | None = None
@@ -154,7 +151,6 @@ class Choice:
             num_completion_tokens=self.num_tokens,
             seed=job.seed + self.index,
             cache=job.report,
-            num_ahead=job.num_ahead,
             num_shifted_tokens=self.num_shifted_tokens,
         )
 

@@ -1,9 +1,8 @@
-"""Tokens as arrays: growing ones, and how far two agree."""
+"""Tokens as arrays that grow."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Tokens = NDArray[np.int32]
+from brim.prefix_cache.format import Tokens
 
 
 class TokenArray:
@@ -45,16 +44,3 @@ class TokenArray:
         grown = np.empty(capacity, np.int32)
         grown[: self._length] = self._array[: self._length]
         self._array = grown
-
-
-def common_prefix(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences have in common at their beginning.
-
-    Example:
-        >>> common_prefix(np.array([1, 2, 3], np.int32), np.array([1, 2, 4, 5], np.int32))
-        2
-    """
-    length = min(len(one), len(other))
-    differs = one[:length] != other[:length]
-    first = int(differs.argmax()) if length else 0
-    return first if length and differs[first] else length
