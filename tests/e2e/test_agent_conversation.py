@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import require_engine
 from support.models import pystd_1m_gguf
-from support.server_process import ServerProcess
+from support.server_process import EXACT, ServerProcess
 
 RULES = "You edit Python files. " * 40
 
@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     require_engine("llamacpp")
     directory: Path = tmp_path_factory.mktemp("agent")
     arguments = ("-m", f"m={pystd_1m_gguf()}", "--ctx", "2048")
-    with ServerProcess(directory, *arguments, settings={"cache.enabled": False}) as process:
+    with ServerProcess(directory, *arguments, settings=EXACT | {"cache.enabled": False}) as process:
         yield process
 
 

@@ -7,7 +7,7 @@ import openai
 import pytest
 from conftest import require_engine
 from openai.types.chat import ChatCompletionMessageParam
-from support.server_process import ServerProcess
+from support.server_process import EXACT, ServerProcess
 
 QUESTION: list[ChatCompletionMessageParam] = [
     {"role": "user", "content": "Return the sum of the items of a list."}
@@ -17,7 +17,7 @@ QUESTION: list[ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     require_engine("llamacpp")
-    with ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo") as server:
+    with ServerProcess(tmp_path_factory.mktemp("server"), "-m", "demo", settings=EXACT) as server:
         yield server
 
 

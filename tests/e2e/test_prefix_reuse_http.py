@@ -12,11 +12,11 @@ import psutil
 import pytest
 from conftest import require_engine
 from support.models import pystd_1m_gguf
-from support.server_process import ServerProcess
+from support.server_process import EXACT, ServerProcess
 
 WORDS = ("def", "return", "value", "for", "item", "in", "self", "if", "not", "import", "class")
 
-FREE_DISK: dict[str, object] = {"cache.free_disk_floor_bytes": 0}
+SETTINGS = EXACT | {"cache.free_disk_floor_bytes": 0}
 """The disk that tests run on may have less left than people keep free."""
 
 
@@ -63,7 +63,7 @@ def ask(
 
 def serve(directory: Path, *arguments: str, cache: Path | None = None) -> ServerProcess:
     require_engine("llamacpp")
-    settings = FREE_DISK if cache is None else FREE_DISK | {"cache.directory": cache}
+    settings = SETTINGS if cache is None else SETTINGS | {"cache.directory": cache}
     words = ("-m", f"m={pystd_1m_gguf()}", "--ctx", "2048", *arguments)
     return ServerProcess(directory, *words, settings=settings)
 

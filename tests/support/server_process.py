@@ -14,6 +14,10 @@ from brim.config.load import environment_name
 
 START_LIMIT_S = 60.0
 
+EXACT: dict[str, object] = {"models.exact_profile": True}
+"""For tests that compare texts: what was reused moves logits by less than near ties differ by, and
+by how much, and so which token wins, is the processor's."""
+
 
 class ServerProcess:
     """`brim serve` with its own directories, so that it meets no other server of this machine.

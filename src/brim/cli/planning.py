@@ -110,6 +110,7 @@ def plan_model(
         max_sequences=max_sequences,
         calibration=usable_calibration(chosen.engine, machine),
         is_only_model=is_only_model,
+        exact_profile=settings.models.exact_profile,
     )
     return with_engine_reason(plan, chosen.reason)
 

@@ -65,8 +65,10 @@ def serve(
         }
     )
     settings = loaded.settings
-    # A context that somebody wrote down is kept or refused; only the default gives way to memory.
-    may_shrink = context is None and loaded.origins["models.context_tokens"] == "default"
+    # A context that somebody wrote down is kept or refused; only the default gives way to memory,
+    # and with it load options, of which the exact profile has one choice.
+    is_default = context is None and loaded.origins["models.context_tokens"] == "default"
+    may_shrink = is_default and not settings.models.exact_profile
     # Bound first: a taken port should be known before gigabytes are read.
     with listen(settings.server.host, settings.server.port) as listener:
         if not model:

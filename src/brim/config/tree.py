@@ -109,6 +109,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "read: prompts are read in pieces of about this long.",
         ),
     ] = 0.3
+    exact_profile: Annotated[
+        bool,
+        Meta(
+            description="Whether results must not depend, to the bit, on what else a step holds or "
+            "what was reused: slower, and for quantised models on a processor."
+        ),
+    ] = False
     allow_force: Annotated[
         bool,
         Meta(

@@ -25,6 +25,14 @@ def test_settings_decide_what_no_flag_says() -> None:
     )  # fmt: skip
 
 
+def test_a_setting_asks_for_the_exact_profile() -> None:
+    """Its plans are those whose results do not depend on what else is in a step."""
+    settings = Settings(models=ModelSettings(context_tokens=512, exact_profile=True))
+    plan = plan_model("demo", MACHINE, settings)
+    assert (plan.kv_type_k, plan.flash_attention, plan.repack_weights) == ("q8_0", True, False)
+    assert plan != plan_model("demo", MACHINE, Settings(models=ModelSettings(context_tokens=512)))
+
+
 def test_flags_win() -> None:
     """A flag beats the setting."""
     plan = plan_model(
