@@ -6,11 +6,14 @@
     │   ├── BodyTooLarge             413     the client: send less
     │   ├── RequestTimeout           408     the client: send the whole request, and sooner
     │   └── Unsupported              400     the client: leave it out, or pick another engine
+    ├── Unauthenticated              401     the client: a key that this server knows
     ├── Unauthorized                 403     the client: a name that is served, or no force
     ├── NotFound                     404     the client: name something that exists
-    ├── CapacityError                503     (base of the two below)
+    ├── CapacityError                503     (base of the four below)
     │   ├── DoesNotFit               507     the operator: a smaller plan; waiting does not help
-    │   └── Busy                     503     the client: again after `retry_after_s`
+    │   ├── Busy                     503     the client: again after `retry_after_s`
+    │   ├── RateLimited              429     the client: fewer at once, or later
+    │   └── OverBudget               429     the client: when its app's budget renews
     ├── ModelFileError               422     the operator: another file; this one is damaged
     ├── ConfigError                  500     the operator: mend the setting that is named
     ├── EngineError                  500     us or the backend: the engine is named
@@ -68,6 +71,13 @@ class Unsupported(InvalidRequest):
     """The request is valid, but this engine or version does not do it, and says so."""
 
 
+class Unauthenticated(BrimError):
+    """The server wants the key of an app, and the request has none that it knows."""
+
+    status = 401
+    openai_type = "authentication_error"
+
+
 class Unauthorized(BrimError):
     """The request may not be served to this client."""
 
@@ -98,6 +108,20 @@ class Busy(CapacityError):
     """It does not fit now; `retry_after_s` says when to try again."""
 
     openai_type = "rate_limit_error"
+
+
+class RateLimited(CapacityError):
+    """The app has as many requests in work, or in this minute, as it may."""
+
+    status = 429
+    openai_type = "rate_limit_error"
+
+
+class OverBudget(CapacityError):
+    """The app has used up what it may in a day; `retry_after_s` says when that renews."""
+
+    status = 429
+    openai_type = "insufficient_quota"
 
 
 class ModelFileError(BrimError):

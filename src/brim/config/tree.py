@@ -45,6 +45,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 32 * 1024 * 1024
     """Millions of tokens of text, more than any window."""
+    require_keys: Annotated[
+        bool,
+        Meta(
+            description="Whether every request needs the key of an app; on an address that other "
+            "machines reach it always does."
+        ),
+    ] = False
+    state_directory: Annotated[
+        str,
+        Meta(
+            description="Where apps, usage and events are kept; the platform's directory where "
+            "empty.  One server at a time."
+        ),
+    ] = ""
     allowed_hosts: Annotated[
         tuple[HostName, ...],
         Meta(
@@ -109,6 +123,21 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "read: prompts are read in pieces of about this long.",
         ),
     ] = 0.3
+    keep_loaded: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names of models that stay in memory when idle; only pressure unloads them."
+        ),
+    ] = ()
+    load_wait_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_SETTING_S,
+            description="Longest that a request waits for its model to be loaded, in seconds, the "
+            "answers of others that hold its memory included; then it is told to come again.",
+        ),
+    ] = 300.0
     exact_profile: Annotated[
         bool,
         Meta(
@@ -184,6 +213,27 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 128
 
 
+class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What gives memory and power back when the system says that they are short."""
+
+    enabled: Annotated[
+        bool,
+        Meta(description="Whether pressure, heat, power and idleness are answered at all."),
+    ] = True
+    idle_unload_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_SETTING_S,
+            description="Idle seconds after which a model leaves memory; 0 lets it stay.",
+        ),
+    ] = 180.0
+    low_battery_percent: Annotated[
+        int,
+        Meta(ge=0, le=100, description="Battery at or below which work slows down."),
+    ] = 20
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree; immutable, passed down by value."""
 
@@ -191,3 +241,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models: ModelSettings = ModelSettings()
     worker: WorkerSettings = WorkerSettings()
     cache: CacheSettings = CacheSettings()
+    governor: GovernorSettings = GovernorSettings()

@@ -70,6 +70,9 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """macOS: pages in the compressor over pages not compressed; the kernel warns above 1."""
     stalled_percent: float | None = None
     """Linux: share of the last 10 s in which some task waited for memory (PSI some avg10)."""
+    available_bytes: int | None = None
+    """What can be taken before the system must reclaim or swap: of the machine, or of the control
+    group that binds us where that is less."""
     swap_used_bytes: int | None = None
     swapped_out_bytes: int | None = None
     """Since boot; two readings tell whether the machine swaps now."""

@@ -78,6 +78,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     keep_volatile_lines: bool = False
     """True: leave lines that change with every request (`chat.volatile`) where the client put
     them."""
+    app: str = ""
+    """Whose it is; empty for nobody's in particular."""
+    keeps_on_disk: bool = True
+    """False: its prefixes may be reused from memory and read from disk, and are not written."""
     force: bool = False
     """Load its model although it does not fit, and run although other programs hold memory that it
     may need; never beyond the KV pool."""

@@ -57,6 +57,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     pressure: Pressure | None = None
     compressor_ratio: NotNegative | None = None
     stalled_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    available_bytes: Bytes | None = None
     swap_used_bytes: Bytes | None = None
     swapped_out_bytes: Bytes | None = None
     swapped_in_bytes: Bytes | None = None

@@ -248,7 +248,7 @@ class WorkerProcess:
             _resolve(self._loaded, frame)
         elif isinstance(frame, protocol.LoadFailed):
             _reject(self._loaded, frame.error.exception())
-        else:
+        elif isinstance(frame, protocol.Hello):
             _resolve(self._hello, frame)
 
     def _is_refusal(self, ticket: int, delta: Delta) -> bool:

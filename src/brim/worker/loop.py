@@ -17,12 +17,20 @@ from brim.scheduler.answers import error_deltas
 from brim.scheduler.loop import MIN_KEPT_ON_DISK, Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 from brim.worker.outbox import Outbox
-from brim.worker.protocol import Cancel, GetStats, Shutdown, Stats, WorkerOptions
+from brim.worker.protocol import (
+    Cancel,
+    GetStats,
+    Resize,
+    SetLimits,
+    Shutdown,
+    Stats,
+    WorkerOptions,
+)
 
 DISK_WAIT_S = 0.02
 """A disk takes 64 MiB in about so long; a command ends the wait."""
 
-Command = ScheduledRequest | Cancel | GetStats | Shutdown
+Command = ScheduledRequest | Cancel | GetStats | Shutdown | SetLimits | Resize
 """What the reader's thread hands over: frames, with Start already joined to its prompt."""
 
 

@@ -21,11 +21,12 @@ from brim.core.cache import CacheOptions, PrefixStats
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.request import Request
+from brim.core.stance import WorkLimits
 from brim.errors import EngineError
 
 T = TypeVar("T")
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Above the largest accepted request body (server.limits), with room for its encoding."""
@@ -43,6 +44,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Longest step while something decodes."""
     cache: CacheOptions | None = None
     """None keeps no KV on disk."""
+    limits: WorkLimits = WorkLimits()
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +88,23 @@ class GetStats(msgspec.Struct, frozen=True, tag=True):
     """Ask for `Stats`, taken between two steps."""
 
 
-GatewayFrame = Load | Prepare | Start | Cancel | Shutdown | GetStats
+class SetLimits(msgspec.Struct, frozen=True, tag=True):
+    """Work within these limits from the next step on."""
+
+    limits: WorkLimits
+
+
+class Resize(msgspec.Struct, frozen=True, tag=True):
+    """Give the KV pool another size between two steps; answered by `Resized`.
+
+    Idle sequences go first, what is worth it to disk.  A pool that is to be smaller than what
+    running requests hold and were promised becomes that large.
+    """
+
+    kv_tokens: int
+
+
+GatewayFrame = Load | Prepare | Start | Cancel | Shutdown | GetStats | SetLimits | Resize
 
 
 # --- worker to gateway -------------------------------------------------------------------------
@@ -130,6 +148,24 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     """The answer may be longer than the window: older tokens are dropped as it grows."""
 
 
+class Resized(msgspec.Struct, frozen=True, tag=True):
+    """The pool as it is now, whether or not it is what was wanted."""
+
+    kv_tokens: int
+    footprint: Footprint
+    num_dropped_tokens: int = 0
+    """Cells of idle sequences that went."""
+    error: ErrorInfo | None = None
+    """Why it is not what was wanted, where the engine refused."""
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag=True):
+    """How far loading is, for those who wait; none of these comes after `Loaded`."""
+
+    fraction: float
+    """0 to 1."""
+
+
 class Steps(msgspec.Struct, frozen=True, tag=True):
     """What steps since the last frame produced: (ticket, delta) pairs, in order."""
 
@@ -165,9 +201,15 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_waiting: int = 0
     """Requests without a sequence yet."""
     prefix: PrefixStats = PrefixStats()
+    kv_tokens: int = 0
+    """Cells of the pool."""
+    num_needed_tokens: int = 0
+    """Cells that running requests hold or were promised."""
+    kv_bytes: int = 0
+    """What the backend says that the pool takes."""
 
 
-WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps | Stats
+WorkerFrame = Hello | Loaded | LoadFailed | Counted | Steps | Stats | Resized | LoadProgress
 
 _encoder = msgspec.msgpack.Encoder()
 
