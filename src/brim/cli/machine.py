@@ -1,6 +1,6 @@
 """`brim machine`: what the machine is and feels, where each figure comes from, and the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,10 +50,31 @@ def machine(
 
     spec, conditions = _read(name, scenario, at_s or 0.0)
     budget = budget_of(spec)
+    sensors = _sensors() if spec.is_at_hand else {}
     if as_json:
-        print_json({"machine": spec, "conditions": conditions, "budget": _budget_fields(budget)})
+        budget_fields = _budget_fields(budget)
+        print_json(
+            {"machine": spec, "conditions": conditions, "budget": budget_fields, "sensors": sensors}
+        )
     else:
-        _print(spec, conditions, budget)
+        _print(spec, conditions, budget, sensors)
+
+
+def _sensors() -> dict[str, Any]:
+    """What this machine tells a server besides: energy, and pressure without being asked."""
+    from brim.machine.energy import counters_at_hand
+    from brim.machine.pressure_watch import PressureWatch
+
+    counters = counters_at_hand()
+    watch = PressureWatch(lambda: None)
+    watch.start()
+    watched = watch.sources
+    watch.close()
+    return {
+        "counts_energy": bool(counters.read_uj()),
+        "energy_source": counters.source,
+        "pressure_notices": watched,
+    }
 
 
 def _read(
@@ -86,13 +107,27 @@ def _budget_fields(budget: "Budget") -> dict[str, Any]:
     }
 
 
-def _print(spec: "MachineSpec", conditions: "Conditions | None", budget: "Budget") -> None:
+def _print(
+    spec: "MachineSpec",
+    conditions: "Conditions | None",
+    budget: "Budget",
+    sensors: "Mapping[str, Any]",
+) -> None:
     from brim.cli.output import gib, print_table
+    from brim.machine.pressure_watch import IN_FORCE
 
     typer.echo(spec.name)
     rows = _rows(spec, ("name", "system", "is_at_hand", "is_simulated"))
     if conditions is not None:
         rows += _rows(conditions, ("is_simulated",))
+    if sensors:
+        rows.append(
+            ("energy", "counted" if sensors["counts_energy"] else "-", sensors["energy_source"])
+        )
+        for source, state in sensors["pressure_notices"].items():
+            is_watched = state == IN_FORCE
+            why = source if is_watched else f"{source}: {state}"
+            rows.append(("pressure notice", "yes" if is_watched else "-", why))
     rows += [
         ("budget, comfortable", gib(budget.comfortable.num_bytes), budget.comfortable.binding),
         ("budget, tight", gib(budget.tight.num_bytes), budget.tight.binding),

@@ -17,6 +17,19 @@ class MemoryGroup(NamedTuple):
     active_file_bytes: int
     inactive_file_bytes: int
     source: str
+    mapped_file_bytes: int = 0
+    """File pages that some process has mapped, such as a model's weights."""
+
+    def available_bytes(self) -> int:
+        """What its members may still take before it reclaims something that is in use.
+
+        File pages go first when the group is full, whichever list they are on, unwritten ones
+        after a wait for the disk.  Those that are mapped do not count: they are weights that a
+        model reads for every token.
+        """
+        files = self.active_file_bytes + self.inactive_file_bytes
+        spare = max(0, files - self.mapped_file_bytes)
+        return max(0, self.limit_bytes - self.used_bytes + spare)
 
 
 class CpuQuota(NamedTuple):
@@ -36,22 +49,51 @@ class Hierarchy(NamedTuple):
 
 def memory_groups(root: Path = Path("/")) -> list[MemoryGroup]:
     """Every group with a limit that this process is in, innermost first."""
-    found = []
-    for hierarchy in hierarchies("memory", root):
-        names = ("memory.max", "memory.current")
-        files = ("active_file", "inactive_file")
-        if hierarchy.version == 1:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            # The total_ fields include the groups below, as usage_in_bytes does.
-            files = ("total_active_file", "total_inactive_file")
-        for directory in hierarchy.directories:
-            limit, used = (_number(directory / name) for name in names)
-            if limit is None or used is None:
-                continue
-            stat = _pairs(directory / "memory.stat")
-            active, inactive = (stat.get(name, 0) for name in files)
-            found.append(MemoryGroup(limit, used, active, inactive, str(directory / names[0])))
-    return found
+    return [
+        group
+        for hierarchy in hierarchies("memory", root)
+        for directory in hierarchy.directories
+        if (group := memory_group(directory, hierarchy.version)) is not None
+    ]
+
+
+def memory_group(
+    directory: Path, version: int, *, below_bytes: int | None = None
+) -> MemoryGroup | None:
+    """One group; None where it has no limit.
+
+    Args:
+        directory: Of the group.
+        version: Of its hierarchy.
+        below_bytes: A limit from here on is none: version 1 writes 2^63 where there is none.
+    """
+    # Above `high` a group's members are slowed down until it has reclaimed: no place to plan for.
+    limit_names, used_name = ["memory.max", "memory.high"], "memory.current"
+    prefix, mapped = "", "file_mapped"
+    if version == 1:
+        limit_names, used_name = ["memory.limit_in_bytes"], "memory.usage_in_bytes"
+        # The total_ fields include the groups below, as usage_in_bytes does.
+        prefix, mapped = "total_", "mapped_file"
+    limits = [(n, name) for name in limit_names if (n := _number(directory / name)) is not None]
+    limit, limit_name = min(limits, default=(None, ""))
+    if limit is None or (below_bytes is not None and limit >= below_bytes):
+        return None
+    used = _number(directory / used_name)
+    if used is None:
+        return None
+    stat = _pairs(directory / "memory.stat")
+
+    def bytes_of(name: str) -> int:
+        return stat.get(prefix + name, 0)
+
+    return MemoryGroup(
+        limit,
+        used,
+        bytes_of("active_file"),
+        bytes_of("inactive_file"),
+        str(directory / limit_name),
+        bytes_of(mapped),
+    )
 
 
 def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:

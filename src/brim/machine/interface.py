@@ -22,6 +22,14 @@ class Machine(Protocol):
         """What the machine feels now; never fails, and may take as long as its window."""
         ...
 
+    def read_signals(self) -> Conditions:
+        """The part of it that answers at once, for whoever asks every second; never fails.
+
+        It waits for nothing and runs no command: a few milliseconds.  The load of others is left
+        out.
+        """
+        ...
+
     def process_memory(self, pid: int) -> ProcessMemory | None:
         """What a process holds; None where it is gone or not ours to read."""
         ...

@@ -1,22 +1,20 @@
-"""What a Linux machine feels: stalls, swap, heat, power and the load of others.
+"""What a Linux machine feels: heat, power, the load of others, and what `linux_pressure` reads.
 
 Every function takes the root of the file tree, so that recorded trees can be read.  Virtual
 machines and containers lack most of sysfs, so every figure may be missing.
-Source: https://docs.kernel.org/accounting/psi.html, driver-api/thermal/sysfs-api.html,
-ABI/testing/sysfs-class-power and sysfs-platform_profile.
+Source: https://docs.kernel.org/driver-api/thermal/sysfs-api.html, ABI/testing/sysfs-class-power
+and sysfs-platform_profile.
 """
 
-import re
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from brim.core.machine import Conditions, ThermalState
-from brim.machine.cgroup import hierarchies, read_text
+from brim.machine.cgroup import read_text
 from brim.machine.interface import Reading, conditions_of
-from brim.machine.linux import parse_kib_lines
+from brim.machine.linux_pressure import memory_readings
 
 WINDOW_S = 0.25
 """Between the two readings of counters: the kernel counts in ticks of 10 ms, so that two
@@ -32,8 +30,6 @@ class Activity(NamedTuple):
     total: int
     busy: int
     own: int
-    num_throttled: int | None
-    """Times that a processor was throttled; None where it does not count them."""
 
 
 def read_linux_conditions(
@@ -51,63 +47,55 @@ def read_linux_conditions(
         window_s: How long the processors are watched.
         sleep: Waits that long.
     """
-    before = _activity(root, own_pids)
+    before, num_before = _activity(root, own_pids), num_throttled(root)
     sleep(window_s)
     after = _activity(root, own_pids)
-    zones = list(thermal_zones(root))
     return conditions_of(
         {
-            "pressure": Reading(None, "Linux has no levels of pressure; see stalled_percent"),
-            "compressor_ratio": Reading(None, "Linux has no such compressor"),
-            "stalled_percent": stalled_percent(root),
-            **_swap(root),
-            "thermal": _thermal(zones),
-            "hottest_celsius": _hottest(zones),
-            "is_throttled": _is_throttled(root, zones, before, after),
-            "is_low_power": _is_low_power(root),
-            **_power(root),
+            **_signals(root, num_before, num_throttled(root), {}),
             "busy_fraction": busy_fraction(before, after, window_s),
         }
     )
 
 
-def stalled_percent(root: Path = Path("/")) -> Reading:
-    """Share of the last 10 s in which a task waited for memory: ours, or any of the machine's.
+class LinuxSignals:
+    """What answers at once: everything but the load of others, which takes a wait.
 
-    A group of ours may stall at its limit while the machine has room, so the largest counts.
+    Args:
+        root: Where /proc and /sys lie.
     """
-    paths = [root / "proc/pressure/memory"]
-    for hierarchy in hierarchies("memory", root):
-        if hierarchy.version == 2:
-            paths += [directory / "memory.pressure" for directory in hierarchy.directories]
-    found = []
-    for path in paths:
-        match = re.search(r"^some avg10=(\d+(?:\.\d+)?) ", read_text(path), re.M)
-        if match:
-            found.append(Reading(float(match[1]), f"{path}: some avg10"))
-    none = Reading(None, "no /proc/pressure/memory: this kernel does not measure stalls")
-    return max(found, key=lambda reading: float(reading.value), default=none)
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._num_throttled: int | None = None
+        # Read once: a laptop has a hundred of them, more than half of all files.
+        self._trips: Trips = {}
+
+    def read(self) -> Conditions:
+        """What the machine feels now; throttling since the last call counts."""
+        before, self._num_throttled = self._num_throttled, num_throttled(self._root)
+        busy = Reading(None, "not watched: that takes a quarter of a second")
+        signals = _signals(self._root, before, self._num_throttled, self._trips)
+        return conditions_of({**signals, "busy_fraction": busy})
 
 
-def _swap(root: Path) -> dict[str, Reading]:
-    meminfo = parse_kib_lines(read_text(root / "proc/meminfo"))
-    used: int | None = None
-    if "SwapTotal" in meminfo and "SwapFree" in meminfo:
-        # A container may be told its own total and the machine's free bytes.
-        used = max(0, meminfo["SwapTotal"] - meminfo["SwapFree"])
-    words = [line.split() for line in read_text(root / "proc/vmstat").splitlines()]
-    pages = {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
-    page_bytes = resource.getpagesize()
+Trips = dict[Path, dict[str, float]]
+"""A thermal zone's directory -> kind ('passive', 'hot', 'critical') -> its lowest temperature."""
 
-    def bytes_of(counter: str) -> Reading:
-        if counter not in pages:
-            return Reading(None, f"/proc/vmstat has no {counter}")
-        return Reading(pages[counter] * page_bytes, f"/proc/vmstat: {counter}, since boot")
 
+def _signals(
+    root: Path, num_before: int | None, num_now: int | None, trips: Trips
+) -> dict[str, Reading]:
+    zones = list(thermal_zones(root, trips))
     return {
-        "swap_used_bytes": Reading(used, "/proc/meminfo: SwapTotal - SwapFree"),
-        "swapped_out_bytes": bytes_of("pswpout"),
-        "swapped_in_bytes": bytes_of("pswpin"),
+        "pressure": Reading(None, "Linux has no levels of pressure; see stalled_percent"),
+        "compressor_ratio": Reading(None, "Linux has no such compressor"),
+        **memory_readings(root),
+        "thermal": _thermal(zones),
+        "hottest_celsius": _hottest(zones),
+        "is_throttled": _is_throttled(root, zones, num_before, num_now),
+        "is_low_power": _is_low_power(root),
+        **_power(root),
     }
 
 
@@ -120,20 +108,32 @@ class Zone(NamedTuple):
     """Kind ('passive', 'hot', 'critical') -> the lowest temperature of it."""
 
 
-def thermal_zones(root: Path = Path("/")) -> Iterator[Zone]:
-    """Every zone that gives a temperature."""
+def thermal_zones(root: Path, known: Trips) -> Iterator[Zone]:
+    """Every zone that gives a temperature.
+
+    Args:
+        root: Where /sys lies.
+        known: Trip points by zone; those that are missing are read and put in.
+    """
     for directory in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         celsius = _celsius(directory / "temp")
         if celsius is None:
             continue
-        trips: dict[str, float] = {}
-        for path in directory.glob("trip_point_*_type"):
-            kind = read_text(path).strip()
-            limit = _celsius(path.with_name(path.name.replace("_type", "_temp")))
-            if limit is not None:
-                trips[kind] = min(limit, trips.get(kind, limit))
+        if directory not in known:
+            known[directory] = _trips(directory)
         kind = read_text(directory / "type").strip()
-        yield Zone(f"{directory} ({kind})" if kind else str(directory), celsius, trips)
+        source = f"{directory} ({kind})" if kind else str(directory)
+        yield Zone(source, celsius, known[directory])
+
+
+def _trips(directory: Path) -> dict[str, float]:
+    trips: dict[str, float] = {}
+    for path in directory.glob("trip_point_*_type"):
+        kind = read_text(path).strip()
+        limit = _celsius(path.with_name(path.name.replace("_type", "_temp")))
+        if limit is not None:
+            trips[kind] = min(limit, trips.get(kind, limit))
+    return trips
 
 
 def _celsius(path: Path) -> float | None:
@@ -164,19 +164,20 @@ def _thermal(zones: Sequence[Zone]) -> Reading:
     return Reading(None, "no thermal zone with a trip point under /sys/class/thermal")
 
 
-def _is_throttled(root: Path, zones: Sequence[Zone], before: Activity, after: Activity) -> Reading:
-    """Slowed down by heat in the window, by a trip point that is passed, or by a lower limit."""
+def _is_throttled(
+    root: Path, zones: Sequence[Zone], num_before: int | None, num_now: int | None
+) -> Reading:
+    """Slowed down since the count before, by a trip point that is passed, or by a lower limit."""
     for zone in zones:
         if "passive" in zone.trips and zone.celsius >= zone.trips["passive"]:
             return Reading(True, f"{zone.source}: past its passive trip point")
-    if before.num_throttled is not None and after.num_throttled is not None:
-        if after.num_throttled > before.num_throttled:
-            return Reading(True, "cpu*/thermal_throttle counts more throttling now")
+    if num_before is not None and num_now is not None and num_now > num_before:
+        return Reading(True, "cpu*/thermal_throttle counts more throttling now")
     held = list(_held_frequencies(root))
     for path, is_held in held:
         if is_held:
             return Reading(True, f"{path} is below cpuinfo_max_freq")
-    if after.num_throttled is not None or held or any("passive" in z.trips for z in zones):
+    if num_now is not None or held or any("passive" in z.trips for z in zones):
         return Reading(False, "no trip point passed, no throttle count rising, no lower limit")
     return Reading(None, "no throttle counts, passive trip points or cpufreq on this machine")
 
@@ -250,7 +251,7 @@ def busy_fraction(before: Activity, after: Activity, window_s: float) -> Reading
     """Share of all processors that others kept busy between two readings.
 
     Example:
-        >>> busy_fraction(Activity(0, 0, 0, None), Activity(100, 75, 50, None), 0.5).value
+        >>> busy_fraction(Activity(0, 0, 0), Activity(100, 75, 50), 0.5).value
         0.25
     """
     total = after.total - before.total
@@ -267,6 +268,11 @@ def _activity(root: Path, own_pids: Sequence[int]) -> Activity:
     ticks = [int(word) for word in words[1:9] if word.isdigit()]
     idle = sum(ticks[3:5])
     own = sum(_own_ticks(root / f"proc/{pid}/stat") for pid in own_pids)
+    return Activity(sum(ticks), sum(ticks) - idle, own)
+
+
+def num_throttled(root: Path = Path("/")) -> int | None:
+    """Times since boot that a processor was throttled; None where it does not count them."""
     counts = [
         int(text)
         for path in (root / "sys/devices/system/cpu").glob(
@@ -274,7 +280,7 @@ def _activity(root: Path, own_pids: Sequence[int]) -> Activity:
         )
         if (text := read_text(path).strip()).isdigit()
     ]
-    return Activity(sum(ticks), sum(ticks) - idle, own, sum(counts) if counts else None)
+    return sum(counts) if counts else None
 
 
 def _own_ticks(path: Path) -> int:

@@ -28,6 +28,7 @@ class LinuxMachine:
         self._root = root
         self._own_pids = own_pids
         self._sleep = sleep
+        self._signals = linux_conditions.LinuxSignals(root)
 
     def read_machine(self) -> MachineSpec:
         """Memory and processors that this process may use.
@@ -42,6 +43,10 @@ class LinuxMachine:
         return linux_conditions.read_linux_conditions(
             self._root, own_pids=self._own_pids(), sleep=self._sleep
         )
+
+    def read_signals(self) -> Conditions:
+        """What the machine feels, without a wait; throttling since the last call counts."""
+        return self._signals.read()
 
     def process_memory(self, pid: int) -> ProcessMemory | None:
         """What /proc/PID/smaps_rollup says."""

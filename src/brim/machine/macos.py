@@ -19,6 +19,7 @@ from brim.machine.macos_calls import MacosCalls, NativeCalls
 from brim.machine.macos_formats import (
     PRESSURE_LEVELS,
     THERMAL_LEVELS,
+    Battery,
     VmCounters,
     cooling_of,
     parse_gpu_cores,
@@ -101,18 +102,21 @@ class MacosMachine:
     def read_conditions(self) -> Conditions:
         """What this Mac feels now, the processors watched for a quarter of a second."""
         calls = self._calls
+        by_commands = _power_by_commands(calls)
         return conditions_of(
             {
-                "pressure": _pressure(calls),
+                **_signals(calls),
                 **_memory(calls),
-                "stalled_percent": Reading(None, "macOS does not measure stalls"),
-                "thermal": _thermal(calls),
-                "hottest_celsius": Reading(None, "macOS gives temperatures to root alone"),
-                "is_throttled": Reading(None, "macOS does not say; see thermal"),
-                **_power(calls),
+                # What a command does not say, a call may have said.
+                **{name: said for name, said in by_commands.items() if said.value is not None},
                 "busy_fraction": self._busy_fraction(),
             }
         )
+
+    def read_signals(self) -> Conditions:
+        """What calls say at once; commands are left to `read_conditions`."""
+        busy = Reading(None, "not watched: that takes a quarter of a second")
+        return conditions_of({**_signals(self._calls), "busy_fraction": busy})
 
     def process_memory(self, pid: int) -> ProcessMemory | None:
         """proc_pid_rusage's footprint and resident size."""
@@ -143,9 +147,7 @@ def vm_counters(calls: MacosCalls) -> VmCounters:
     Raises:
         ConfigError: Neither says them; without, memory in use would be promised again.
     """
-    data = calls.vm_statistics()
-    page_bytes = parse_sysctl_int(calls.sysctl("hw.pagesize")) or 0
-    counters = None if data is None else parse_vm_statistics(data, page_bytes)
+    counters = kernel_counters(calls)
     if counters is not None:
         return counters
     text = calls.command(VM_STAT)
@@ -155,6 +157,13 @@ def vm_counters(calls: MacosCalls) -> VmCounters:
         return parse_vm_stat(text)
     except KeyError as exc:
         raise _no_counters(f"does not say {exc}") from exc
+
+
+def kernel_counters(calls: MacosCalls) -> VmCounters | None:
+    """The system's pages from the kernel, which says the same for a second; None: no answer."""
+    data = calls.vm_statistics()
+    page_bytes = parse_sysctl_int(calls.sysctl("hw.pagesize")) or 0
+    return None if data is None else parse_vm_statistics(data, page_bytes)
 
 
 def gpu_limit(calls: MacosCalls) -> Reading:
@@ -229,24 +238,48 @@ def _pressure(calls: MacosCalls) -> Reading:
     return Reading(PRESSURE_LEVELS[level], f"sysctl {PRESSURE_KEY}")
 
 
-def _memory(calls: MacosCalls) -> dict[str, Reading]:
+def _signals(calls: MacosCalls) -> dict[str, Reading]:
+    """All that needs no command and no wait."""
+    counters = kernel_counters(calls)
     data = calls.sysctl("vm.swapusage")
-    swap_used = Reading(None if data is None else parse_swap_usage(data), "sysctl vm.swapusage")
+    return {
+        "pressure": _pressure(calls),
+        **_by_pages(counters, "host_statistics64 gives no answer"),
+        "swap_used_bytes": Reading(
+            None if data is None else parse_swap_usage(data), "sysctl vm.swapusage"
+        ),
+        "stalled_percent": Reading(None, "macOS does not measure stalls"),
+        "thermal": _thermal(calls),
+        "hottest_celsius": Reading(None, "macOS gives temperatures to root alone"),
+        "is_throttled": Reading(None, "macOS does not say; see thermal"),
+        **_power_by_calls(calls),
+    }
+
+
+def _memory(calls: MacosCalls) -> dict[str, Reading]:
     try:
-        counters = vm_counters(calls)
+        return _by_pages(vm_counters(calls), "")
     except ConfigError as exc:
-        names = ("compressor_ratio", "swapped_out_bytes", "swapped_in_bytes")
-        return {"swap_used_bytes": swap_used, **dict.fromkeys(names, Reading(None, exc.message))}
+        return _by_pages(None, exc.message)
+
+
+def _by_pages(counters: VmCounters | None, reason: str) -> dict[str, Reading]:
+    """What the system's counters say; `reason` stands where there are none."""
+    if counters is None:
+        names = ("available_bytes", "compressor_ratio", "swapped_out_bytes", "swapped_in_bytes")
+        return dict.fromkeys(names, Reading(None, reason))
     page_bytes, source = counters.page_bytes, counters.source
 
     def swapped(pages: int) -> Reading:
         return Reading(pages * page_bytes, f"{source}, since boot")
 
     return {
+        "available_bytes": Reading(
+            counters.available_bytes(), f"{source}: free + purgeable + file pages not used lately"
+        ),
         "compressor_ratio": Reading(
             counters.compressor_ratio(), f"{source}: compressor / (active + inactive + free)"
         ),
-        "swap_used_bytes": swap_used,
         "swapped_out_bytes": swapped(counters.swapouts),
         "swapped_in_bytes": swapped(counters.swapins),
     }
@@ -259,15 +292,26 @@ def _thermal(calls: MacosCalls) -> Reading:
     return Reading(THERMAL_LEVELS[level], f"notify key {THERMAL_KEY}")
 
 
-def _power(calls: MacosCalls) -> dict[str, Reading]:
+def _power_by_commands(calls: MacosCalls) -> dict[str, Reading]:
     is_low_power = parse_low_power_mode(calls.command(PMSET, "-g") or "")
     battery = parse_pmset_batt(calls.command(PMSET, "-g", "batt") or "")
+    return _power(is_low_power, "pmset -g: lowpowermode", battery, "pmset -g batt")
+
+
+def _power_by_calls(calls: MacosCalls) -> dict[str, Reading]:
+    is_low_power = calls.low_power_mode()
+    return _power(is_low_power, "NSProcessInfo", calls.battery(), "IOPowerSources")
+
+
+def _power(
+    is_low_power: bool | None, mode_source: str, battery: Battery | None, battery_source: str
+) -> dict[str, Reading]:
     on_battery: Any = None if battery is None else battery.is_on_battery
     percent: Any = None if battery is None else battery.percent
     return {
-        "is_low_power": Reading(is_low_power, _said(is_low_power, "pmset -g: lowpowermode")),
-        "is_on_battery": Reading(on_battery, _said(on_battery, "pmset -g batt")),
-        "battery_percent": Reading(percent, _said(percent, "pmset -g batt")),
+        "is_low_power": Reading(is_low_power, _said(is_low_power, mode_source)),
+        "is_on_battery": Reading(on_battery, _said(on_battery, battery_source)),
+        "battery_percent": Reading(percent, _said(percent, battery_source)),
     }
 
 

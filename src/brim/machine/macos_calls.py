@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from brim.machine.macos_formats import VM_STATISTICS_INTS
+from brim.machine.macos_formats import VM_STATISTICS_INTS, Battery
 
 HOST_VM_INFO64 = 4
 """Flavour of host_statistics64."""
@@ -53,6 +53,14 @@ class MacosCalls(Protocol):
 
     def notify_state(self, key: str) -> int | None:
         """The state that a notify key carries."""
+        ...
+
+    def low_power_mode(self) -> bool | None:
+        """`isLowPowerModeEnabled` of the process's NSProcessInfo."""
+        ...
+
+    def battery(self) -> Battery | None:
+        """What feeds the machine, by IOPowerSources."""
         ...
 
     def metal_working_set_bytes(self) -> int | None:
@@ -123,6 +131,22 @@ class NativeCalls:
         if libc.notify_get_state(token, ctypes.byref(state)):
             return None
         return state.value
+
+    def low_power_mode(self) -> bool | None:
+        """Through the Objective-C run time; macOS 12 and later."""
+        return _low_power_mode()
+
+    def battery(self) -> Battery | None:
+        """By psutil, whose trouble on macOS 26 is with memory alone; desktops have none."""
+        import psutil
+
+        try:
+            found = psutil.sensors_battery()
+        except (OSError, RuntimeError):
+            return None
+        if found is None or found.power_plugged is None:
+            return None
+        return Battery(not found.power_plugged, round(found.percent))
 
     def metal_working_set_bytes(self) -> int | None:
         """Through the Objective-C run time."""
@@ -204,16 +228,44 @@ def _metal_working_set_bytes() -> int | None:
         # Metal finds no default device in a process without CoreGraphics.
         ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
         metal = ctypes.CDLL("/System/Library/Frameworks/Metal.framework/Metal")
-        objc = ctypes.CDLL("/usr/lib/libobjc.A.dylib")
+        objc = _objc()
     except OSError:
         return None
     metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
     device = metal.MTLCreateSystemDefaultDevice()
     if not device:
         return None
-    objc.sel_registerName.restype = ctypes.c_void_p
-    objc.sel_registerName.argtypes = [ctypes.c_char_p]
-    send = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)(
-        ("objc_msgSend", objc)
-    )
-    return int(send(device, objc.sel_registerName(b"recommendedMaxWorkingSetSize"))) or None
+    return int(_send(objc, ctypes.c_uint64, device, "recommendedMaxWorkingSetSize")) or None
+
+
+def _low_power_mode() -> bool | None:
+    try:
+        ctypes.CDLL("/System/Library/Frameworks/Foundation.framework/Foundation")
+        objc = _objc()
+    except OSError:
+        return None
+    process_class, message = objc.objc_getClass(b"NSProcessInfo"), "isLowPowerModeEnabled"
+    # A message that an object does not know ends the process: macOS 11 has no such mode.
+    if not process_class or not objc.class_respondsToSelector(
+        process_class, objc.sel_registerName(message.encode())
+    ):
+        return None
+    process = _send(objc, ctypes.c_void_p, process_class, "processInfo")
+    return bool(_send(objc, ctypes.c_bool, process, message)) if process else None
+
+
+@functools.cache
+def _objc() -> Any:
+    objc = ctypes.CDLL("/usr/lib/libobjc.A.dylib")
+    for function in (objc.sel_registerName, objc.objc_getClass):
+        function.restype = ctypes.c_void_p
+        function.argtypes = [ctypes.c_char_p]
+    objc.class_respondsToSelector.restype = ctypes.c_bool
+    objc.class_respondsToSelector.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return objc
+
+
+def _send(objc: Any, result: Any, receiver: int, name: str) -> Any:
+    """The answer of an object to a message without arguments."""
+    send = ctypes.CFUNCTYPE(result, ctypes.c_void_p, ctypes.c_void_p)(("objc_msgSend", objc))
+    return send(receiver, objc.sel_registerName(name.encode()))

@@ -50,6 +50,10 @@ class VmCounters(NamedTuple):
     swapins: int
     swapouts: int
     source: str
+    file_backed: int = 0
+    """Active, inactive and speculative ones."""
+    speculative: int = 0
+    """Read ahead and not asked for yet; part of `free`."""
 
     def used_bytes(self) -> int:
         """In use as Activity Monitor counts it: app memory, wired and compressed.
@@ -58,6 +62,18 @@ class VmCounters(NamedTuple):
         """
         pages = self.anonymous - self.purgeable + self.wired + self.compressor
         return pages * self.page_bytes
+
+    def available_bytes(self) -> int:
+        """What can be taken before something in use is compressed, swapped or read again.
+
+        Free and purgeable pages, and file pages that were not used lately.  The system does not
+        say how many of the inactive pages are file pages: their share is taken to be the same
+        among active and inactive ones.
+        """
+        pageable = self.active + self.inactive
+        files = max(0, self.file_backed - self.speculative)
+        idle_files = files * self.inactive // pageable if pageable else 0
+        return (self.free + self.purgeable + idle_files) * self.page_bytes
 
     def compressor_ratio(self) -> float | None:
         """Compressor pages over pages that are neither compressed nor wired.
@@ -75,12 +91,12 @@ def parse_vm_statistics(data: bytes, page_bytes: int) -> VmCounters | None:
         return None
     words = VM_STATISTICS.unpack_from(data)
     free, active, inactive, wired = words[:4]
-    purgeable = words[13]
+    purgeable, speculative = words[13], words[14]
     swapins, swapouts, compressor = words[17], words[18], words[19]
-    anonymous = words[22]
+    file_backed, anonymous = words[21], words[22]
     return VmCounters(
         page_bytes, free, active, inactive, wired, anonymous, purgeable, compressor,
-        swapins, swapouts, "host_statistics64",
+        swapins, swapouts, "host_statistics64", file_backed, speculative,
     )  # fmt: skip
 
 
@@ -106,6 +122,8 @@ def parse_vm_stat(text: str) -> VmCounters:
         swapins=values["Swapins"],
         swapouts=values["Swapouts"],
         source="vm_stat",
+        file_backed=values["File-backed pages"],
+        speculative=values["Pages speculative"],
     )
 
 

@@ -18,24 +18,47 @@
     resident_bytes = 6_500_000_000
 
 A value holds until a later step gives another; `process` stands for the whole list.
+
+A scenario may also say what is asked of which models meanwhile.  Where a server runs it, the models
+are the ones that it serves under these names; the figures describe them where nobody loads any.
+
+    [[model]]
+    name = "chat"
+    weights_bytes = 4_900_000_000
+    kv_tokens = 16384
+    kv_token_bytes = 69632
+
+    [[request]]
+    at_s = 5
+    model = "chat"
+    prompt_tokens = 800
+    answer_tokens = 200
+    every_s = 20                        # and again until it ends
+    until_s = 100
 """
 
-import difflib
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from brim.config import toml_file
 from brim.core.machine import MachineSpec, Pressure, ThermalState
+from brim.core.request import Priority
 from brim.errors import ConfigError
 from brim.machine import chips
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""Seconds and ratios; TOML has a number `inf`, which no clock reaches."""
+Celsius = Annotated[float, msgspec.Meta(ge=-273.15, le=1000)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+MAX_REPEATS = 10_000
+"""Of one request: a mistyped period must not fill the memory."""
 
 
 class ScenarioProcess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +85,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     swapped_out_bytes: Bytes | None = None
     swapped_in_bytes: Bytes | None = None
     thermal: ThermalState | None = None
-    hottest_celsius: float | None = None
+    hottest_celsius: Celsius | None = None
     is_throttled: bool | None = None
     is_low_power: bool | None = None
     is_on_battery: bool | None = None
@@ -70,10 +93,46 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     busy_fraction: Fraction | None = None
 
 
+class ScenarioModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that is asked, and what it is like where it is described and not loaded."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    weights_bytes: Bytes
+    kv_tokens: Positive
+    kv_token_bytes: Positive
+    overhead_bytes: Bytes = 300_000_000
+    """Of the process: Python, the backend and its scratch memory."""
+    load_s: NotNegative = 3.0
+    prefill_tok_s: Rate = 500.0
+    decode_tok_s: Rate = 25.0
+    is_pinned: bool = False
+    idle_unload_s: NotNegative | None = None
+    """In place of the setting; 0 keeps it."""
+    is_loaded: bool = True
+    """Whether it is in memory when the scenario begins."""
+
+
+class ScenarioRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request, or one after the other."""
+
+    at_s: NotNegative
+    model: str
+    prompt_tokens: Positive
+    answer_tokens: Positive
+    every_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    until_s: NotNegative | None = None
+    priority: Priority = Priority.INTERACTIVE
+    app: str = ""
+    """Who asks, for those who read the file."""
+
+
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     machine: str
     ram_gb: Annotated[float, msgspec.Meta(ge=1, le=4096)] | None = None
     step: Annotated[tuple[Step, ...], msgspec.Meta(min_length=1)]
+    model: tuple[ScenarioModel, ...] = ()
+    request: tuple[ScenarioRequest, ...] = ()
+    end_s: NotNegative | None = None
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +144,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """Idle, before anything happens."""
     steps: tuple[Step, ...]
     """In the order of time."""
+    models: tuple[ScenarioModel, ...] = ()
+    requests: tuple[ScenarioRequest, ...] = ()
+    """Each of them once, in the order of time."""
+    end_s: float = 0.0
+    """When it is over; what holds then holds for good."""
 
     def value_at(self, field: str, seconds: float) -> tuple[Any, float] | None:
         """A field's value at a moment, and when it was given; None where no step gave it yet."""
@@ -101,12 +165,7 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: The file cannot be read, or a key or value of it is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"the scenario {path} cannot be read: {reason}") from exc
-    return parse_scenario(text, where=str(path))
+    return parse_scenario(toml_file.read_text(path, what="the scenario"), where=str(path))
 
 
 def parse_scenario(text: str, *, where: str) -> Scenario:
@@ -115,18 +174,21 @@ def parse_scenario(text: str, *, where: str) -> Scenario:
     Raises:
         ConfigError: A key or value is wrong; the message names it.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{where} is not TOML: {exc}") from exc
-    _check_keys(document, where)
-    try:
-        file = msgspec.convert(document, _File)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(f"{where}: {_in_words(str(exc))}") from exc
+    document = toml_file.parse_document(text, where=where)
+    toml_file.check_keys(document, _File, where=where)
+    file = toml_file.convert(document, _File, where=where)
     machine = _machine(file, where)
     _check_steps(file.step, machine, where)
-    return Scenario(where=where, machine=machine, steps=file.step)
+    requests = _requests(file, where)
+    times = [file.step[-1].at_s, *(request.at_s for request in requests)]
+    return Scenario(
+        where=where,
+        machine=machine,
+        steps=file.step,
+        models=file.model,
+        requests=requests,
+        end_s=max(times) if file.end_s is None else file.end_s,
+    )
 
 
 def _machine(file: _File, where: str) -> MachineSpec:
@@ -138,33 +200,38 @@ def _machine(file: _File, where: str) -> MachineSpec:
         raise ConfigError(f"{where}: machine: {exc.message}", param="machine") from exc
 
 
-def _check_keys(document: dict[str, Any], where: str) -> None:
-    """Refuse keys that do not exist, with the nearest that does."""
-    _check_names(document, _File, f"{where}:")
-    for i, step in enumerate(_tables(document.get("step")), start=1):
-        _check_names(step, Step, f"{where}: step {i}:")
-        for process in _tables(step.get("process")):
-            _check_names(process, ScenarioProcess, f"{where}: step {i}, process:")
+def _requests(file: _File, where: str) -> tuple[ScenarioRequest, ...]:
+    """Every request by itself, in the order of time.
 
-
-def _tables(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _check_names(table: dict[str, Any], kind: type[msgspec.Struct], where: str) -> None:
-    for key in table:
-        if key not in kind.__struct_fields__:
-            near = difflib.get_close_matches(key, kind.__struct_fields__, n=1)
-            hint = (
-                f"did you mean '{near[0]}'?"
-                if near
-                else (f"there are {', '.join(kind.__struct_fields__)}")
-            )
-            raise ConfigError(f"{where} there is no key '{key}'; {hint}")
+    Raises:
+        ConfigError: One is for a model that the file does not describe, or its repeats have no end.
+    """
+    names = {model.name for model in file.model}
+    if len(names) < len(file.model):
+        raise ConfigError(f"{where}: two models have one name; rename one")
+    found = []
+    for i, request in enumerate(file.request, start=1):
+        if request.model not in names:
+            raise ConfigError(f"{where}: request {i}: there is no [[model]] '{request.model}'")
+        if (request.every_s is None) != (request.until_s is None):
+            raise ConfigError(f"{where}: request {i}: give every_s and until_s, or neither")
+        found.append(request)
+        if request.every_s is not None and request.until_s is not None:
+            num = (request.until_s - request.at_s) / request.every_s
+            if not 0 <= num <= MAX_REPEATS:
+                raise ConfigError(
+                    f"{where}: request {i}: until_s must be at or after at_s, and leave room for "
+                    f"at most {MAX_REPEATS} repeats"
+                )
+            found += [
+                msgspec.structs.replace(request, at_s=request.at_s + n * request.every_s)
+                for n in range(1, int(num) + 1)
+            ]
+    return tuple(sorted(found, key=lambda request: request.at_s))
 
 
 def _check_steps(steps: tuple[Step, ...], machine: MachineSpec, where: str) -> None:
-    """Refuse steps out of order, and more memory in use than there is."""
+    """Refuse steps out of order, a pid that is there twice, and more memory than there is."""
     others_bytes, process_bytes, before_s = machine.others_bytes, 0, -1.0
     for i, step in enumerate(steps, start=1):
         if step.at_s <= before_s:
@@ -175,20 +242,11 @@ def _check_steps(steps: tuple[Step, ...], machine: MachineSpec, where: str) -> N
         if step.others_bytes is not None:
             others_bytes = step.others_bytes
         if step.process is not None:
+            if len({process.pid for process in step.process}) < len(step.process):
+                raise ConfigError(f"{where}: step {i}: two processes have one pid; change one")
             process_bytes = sum(process.dirty_bytes for process in step.process)
         if others_bytes + process_bytes > machine.ram_bytes:
             raise ConfigError(
                 f"{where}: step {i}: others_bytes and its processes' dirty_bytes are "
                 f"{others_bytes + process_bytes}, more than the {machine.ram_bytes} of memory"
             )
-
-
-def _in_words(message: str) -> str:
-    """A validation error with its key in front, and for a word the words that would do."""
-    what, _, path = message.partition(" - at `$")
-    key = re.sub(r"\[(\d+)\]", lambda n: f" {int(n[1]) + 1}", path.rstrip("`").lstrip("."))
-    what = what[0].lower() + what[1:]
-    for name, words in (("pressure", Pressure), ("thermal", ThermalState)):
-        if path.endswith(f".{name}`"):
-            what += f"; write {', '.join(word.value for word in words)}"
-    return f"{key}: {what}" if key else what

@@ -42,6 +42,7 @@ def test_a_named_machine_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert said["machine"]["memory_bandwidth"] == 546 * 10**9
     assert said["machine"]["is_at_hand"] is False
     assert said["conditions"] is None
+    assert said["sensors"] == {}
     assert said["budget"]["tight_bytes"] == said["machine"]["gpu_limit_bytes"]
     assert said["budget"]["tight_binding"] == "gpu limit"
     assert set(said["budget"]) == {
@@ -90,8 +91,11 @@ def test_this_machine(
     fields = len(MachineSpec.__struct_fields__) + len(Conditions.__struct_fields__)
     assert main(["machine"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    # Two headers and three rows of the budget; seven fields are about the reading itself.
-    assert len(lines) == fields - 7 + 5
+    notices = said["sensors"]["pressure_notices"]
+    # Two headers, one row of energy and three of the budget; seven fields are about the reading.
+    assert len(lines) == fields - 7 + 6 + len(notices)
+    assert said["sensors"]["counts_energy"] is any(line.startswith("energy  c") for line in lines)
+    assert sum(line.startswith("pressure notice") for line in lines) == len(notices) > 0
     assert next(line for line in lines if line.startswith("thermal ")).split()[1] == "-"
 
 

@@ -1,18 +1,27 @@
 """A Mac as it would answer, from recorded outputs; the calls themselves need a Mac."""
 
+import ctypes
 import platform
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from brim.core.machine import Cooling, Pressure, ThermalState
 from brim.errors import ConfigError
+from brim.machine import macos_calls
 from brim.machine.macos import IOREG, PMSET, PROFILER, VM_STAT, MacosMachine
 from brim.machine.macos_calls import CpuTimes, NativeCalls
-from brim.machine.macos_formats import RUSAGE_FOOTPRINT, RUSAGE_RESIDENT, parse_vm_stat
+from brim.machine.macos_formats import (
+    RUSAGE_FOOTPRINT,
+    RUSAGE_RESIDENT,
+    VM_STATISTICS,
+    Battery,
+    parse_vm_stat,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDED_VM_STAT = (FIXTURES / "vm_stat_m5pro_48g_macos26.txt").read_text()
@@ -54,6 +63,8 @@ class RecordedMac:
         }
         self.statistics: bytes | None = None
         self.metal_bytes: int | None = 40200896512
+        self.is_low_power: bool | None = True
+        self.power: Battery | None = Battery(is_on_battery=True, percent=41)
         self.thermal_level: int | None = 1
         self.footprints: dict[int, int] = {}
         self.times = iter([CpuTimes(100.0, 50.0, 10.0), CpuTimes(104.0, 53.0, 12.0)])
@@ -73,6 +84,12 @@ class RecordedMac:
 
     def notify_state(self, key: str) -> int | None:
         return self.thermal_level if key == "com.apple.system.thermalpressurelevel" else None
+
+    def low_power_mode(self) -> bool | None:
+        return self.is_low_power
+
+    def battery(self) -> Battery | None:
+        return self.power
 
     def metal_working_set_bytes(self) -> int | None:
         return self.metal_bytes
@@ -214,7 +231,7 @@ def test_recorded_thermal_level_has_a_name() -> None:
 def test_silence_is_none_and_never_a_guess() -> None:
     """A Mac that says nothing gives None for each figure, with what was asked."""
     calls = RecordedMac(commands={(PMSET, "-g"): None, (PMSET, "-g", "batt"): None})
-    calls.thermal_level = None
+    calls.thermal_level = calls.is_low_power = calls.power = None
     calls.sysctls["kern.memorystatus_vm_pressure_level"] = None
     calls.sysctls["vm.swapusage"] = None
     conditions = mac(calls).read_conditions()
@@ -224,6 +241,15 @@ def test_silence_is_none_and_never_a_guess() -> None:
     ):  # fmt: skip
         assert getattr(conditions, name) is None, name
         assert conditions.sources[name]
+
+
+def test_a_command_that_fails_takes_nothing_from_what_calls_say() -> None:
+    """In a sandbox without pmset the mode and the battery are still known."""
+    calls = RecordedMac(commands={(PMSET, "-g"): None, (PMSET, "-g", "batt"): None})
+    conditions = mac(calls).read_conditions()
+    assert (conditions.is_low_power, conditions.is_on_battery) == (True, True)
+    assert conditions.battery_percent == 41
+    assert conditions.sources["battery_percent"] == "IOPowerSources"
 
 
 @pytest.mark.parametrize(("level", "thermal"), [(4, ThermalState.SLEEPING), (20, None)])
@@ -243,7 +269,31 @@ def test_elsewhere_the_calls_give_none() -> None:
     assert calls.rusage(1) is None
     assert calls.notify_state("com.apple.system.thermalpressurelevel") is None
     assert calls.metal_working_set_bytes() is None
+    assert calls.low_power_mode() is None
     assert calls.fixed(*PROFILER) is None
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_mac_without_the_mode_is_not_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """A message that NSProcessInfo does not know would end the process, so it is not sent."""
+    sent: list[str] = []
+    objc = SimpleNamespace(
+        objc_getClass=lambda name: 2**40 + 1,
+        sel_registerName=lambda name: name,
+        class_respondsToSelector=lambda receiver, name: is_known,
+    )
+
+    def send(_objc: object, _result: object, receiver: int, name: str) -> int:
+        sent.append(name)
+        return receiver
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: None)
+    monkeypatch.setattr(macos_calls, "_objc", lambda: objc)
+    monkeypatch.setattr(macos_calls, "_send", send)
+    assert NativeCalls().low_power_mode() is (True if is_known else None)
+    assert sent == (["processInfo", "isLowPowerModeEnabled"] if is_known else [])
 
 
 def test_processors_are_watched_everywhere() -> None:
@@ -265,3 +315,71 @@ def test_a_command_may_print_any_bytes() -> None:
     """Output that is no text is read as far as it is, and stops nothing."""
     code = "import sys; sys.stdout.buffer.write(bytes([34, 255, 34]))"
     assert NativeCalls().command(sys.executable, "-S", "-c", code) == '"\ufffd"'
+
+
+def test_signals_run_no_command() -> None:
+    """Each second only calls are made: no command and no wait, and the load of others is None."""
+    calls = RecordedMac()
+    calls.statistics = statistics(free=1000, active=4000, inactive=2000, wired=50)
+
+    def refuse(*words: object) -> None:
+        raise AssertionError(words)
+
+    calls.command = calls.fixed = calls.cpu_times = refuse  # type: ignore[assignment]
+    signals = MacosMachine(calls, sleep=refuse).read_signals()
+    assert (signals.is_low_power, signals.is_on_battery, signals.battery_percent) == (
+        True, True, 41,
+    )  # fmt: skip
+    assert (signals.pressure, signals.thermal) == (Pressure.NORMAL, ThermalState.MODERATE)
+    assert signals.busy_fraction is None
+    names = {*type(signals).__struct_fields__} - {"is_simulated", "sources"}
+    assert set(signals.sources) == names
+    assert signals.sources["available_bytes"].startswith("host_statistics64: ")
+
+
+def statistics(
+    *, free: int, active: int, inactive: int, wired: int, purgeable: int = 0,
+    speculative: int = 0, file_backed: int = 0,
+) -> bytes:  # fmt: skip
+    """vm_statistics64 with these pages."""
+    words = [free, active, inactive, wired, *[0] * 9, purgeable, speculative, *[0] * 9]
+    words[21] = file_backed
+    return VM_STATISTICS.pack(*words)
+
+
+def test_what_a_mac_can_give() -> None:
+    """Free and purgeable pages count, and of the file pages in use the inactive ones' share."""
+    calls = RecordedMac()
+    calls.statistics = statistics(
+        free=1000, active=3000, inactive=1000, wired=9999,
+        purgeable=50, speculative=100, file_backed=900,
+    )  # fmt: skip
+    pages = 1000 + 50 + (900 - 100) // 4
+    assert mac(calls).read_signals().available_bytes == pages * 16384
+
+
+def test_recorded_mac_has_memory_left() -> None:
+    """Of the recorded 48 GiB, 6.1 can be taken: more than is free, less than is not in use."""
+    counters = parse_vm_stat(RECORDED_VM_STAT)
+    available = mac(RecordedMac()).read_conditions().available_bytes
+    assert available == counters.available_bytes()
+    assert counters.free * 16384 < available < 48 * GIB - counters.used_bytes()
+    assert available / GIB == pytest.approx(6.14, abs=0.01)
+
+
+def test_a_mac_without_counters_has_no_headroom() -> None:
+    """Where the kernel does not answer, signals do not run vm_stat in its place: they are None."""
+    signals = mac(RecordedMac()).read_signals()
+    assert (signals.available_bytes, signals.compressor_ratio) == (None, None)
+    assert signals.sources["available_bytes"] == "host_statistics64 gives no answer"
+
+
+def test_a_desktop_mac_says_nothing_of_a_battery() -> None:
+    """Without a battery, power source and charge are None with a reason."""
+    calls = RecordedMac()
+    calls.power = calls.is_low_power = None
+    signals = mac(calls).read_signals()
+    assert (signals.is_on_battery, signals.battery_percent, signals.is_low_power) == (
+        None, None, None,
+    )  # fmt: skip
+    assert signals.sources["is_on_battery"] == "IOPowerSources does not say"

@@ -65,6 +65,14 @@ def test_values_hold_until_they_change() -> None:
     ]
 
 
+def test_signals_are_the_same_readings() -> None:
+    """What is asked each second and what is asked now and then are one thing in a simulation."""
+    text = SCENARIO + "available_bytes = 2_000_000_000\n"
+    machine = SimulatedMachine(parse_scenario(text, where="x.toml"), lambda: 61.0)
+    assert machine.read_signals() == machine.read_conditions()
+    assert machine.read_signals().available_bytes == 2_000_000_000
+
+
 def test_processes_take_memory_and_give_it_back() -> None:
     """A scenario's processes count as others, can be asked for by pid, and end."""
     clock = Clock()
@@ -117,6 +125,17 @@ def test_memory_of_a_size_that_is_not_sold() -> None:
     assert parse_scenario(text, where="x").machine.ram_bytes == 20 * GIB
 
 
+def test_requests_are_repeated_until_they_end() -> None:
+    """Each stands by itself, in the order of time; the scenario ends with the last."""
+    later = ASKED.replace("at_s = 3", "at_s = 4.5")
+    text = STEP + MODEL + ASKED + "every_s = 2\nuntil_s = 7.5\n" + later
+    scenario = parse_scenario(text, where="x.toml")
+    assert [request.at_s for request in scenario.requests] == [3.0, 4.5, 5.0, 7.0]
+    assert scenario.end_s == 7.0
+    assert scenario.models[0].kv_tokens == 8
+    assert parse_scenario("end_s = 50\n" + text, where="x.toml").end_s == 50.0
+
+
 def test_a_scenario_can_drive_every_reading() -> None:
     """There is a key for each condition, so a new one cannot be forgotten."""
     assert set(Conditions.__struct_fields__) - {"is_simulated", "sources"} == set(
@@ -125,6 +144,8 @@ def test_a_scenario_can_drive_every_reading() -> None:
 
 
 STEP = HEAD + "[[step]]\nat_s = 0\n"
+MODEL = '[[model]]\nname = "chat"\nweights_bytes = 1\nkv_tokens = 8\nkv_token_bytes = 2\n'
+ASKED = '[[request]]\nat_s = 3\nmodel = "chat"\nprompt_tokens = 4\nanswer_tokens = 5\n'
 PROCESS = STEP + '[[step.process]]\nname = "x"\npid = {pid}\ndirty_bytes = 1\n'
 
 
@@ -149,8 +170,30 @@ PROCESS = STEP + '[[step.process]]\nname = "x"\npid = {pid}\ndirty_bytes = 1\n'
         (STEP + "others_bytes = 99_000_000_000\n", "99000000000, more than the 17179869184"),
         (STEP + "[[step]]\nat_s = 0\n", "step 2: at_s is 0, which is not after"),
         (STEP + "[[step]]\nat_s = -1\n", "step 2.at_s: expected `float` >= 0"),
+        (STEP + ASKED, "request 1: there is no \\[\\[model\\]\\] 'chat'"),
+        (STEP + MODEL + MODEL, "two models have one name"),
+        (STEP + MODEL + ASKED + "every_s = 2\n", "request 1: give every_s and until_s, or neither"),
+        (STEP + MODEL + ASKED + "every_s = 0\nuntil_s = 9\n", "request 1.every_s: expected"),
+        (
+            STEP + MODEL + ASKED + "every_s = 0.001\nuntil_s = 99\n",
+            "request 1: until_s .*at most 10000 repeats",
+        ),
+        (STEP + MODEL + ASKED + "every_s = 5e-324\nuntil_s = 99\n", "request 1: until_s must be"),
+        (STEP + MODEL + ASKED + "every_s = 1\nuntil_s = 2\n", "until_s must be at or after at_s"),
+        (STEP + MODEL + ASKED + "every_s = 1\nuntil_s = inf\n", "request 1.until_s: expected"),
+        ("end_s = inf\n" + STEP, "end_s: expected `float` <= 1000000000"),
+        (STEP + "hottest_celsius = nan\n", "step 1.hottest_celsius: expected"),
+        (STEP + MODEL + ASKED + 'apps = "x"\n', "there is no key 'apps'; did you mean 'app'"),
         (PROCESS.format(pid=0) + "resident_bytes = 1\n", "step 1.process 1.pid: expected"),
-        (PROCESS.format(pid=1) + "resident = 1\n", "process: there is no key 'resident'; did you"),
+        (
+            (PROCESS.format(pid=1) + "resident_bytes = 1\n")
+            + (PROCESS.format(pid=1) + "resident_bytes = 1\n").removeprefix(STEP),
+            "step 1: two processes have one pid",
+        ),
+        (
+            PROCESS.format(pid=1) + "resident = 1\n",
+            "process 1: there is no key 'resident'; did you",
+        ),
     ],
 )
 def test_wrong_scenarios_name_the_key(text: str, words: str) -> None:
