@@ -13,10 +13,10 @@ from brim.engine.factory import BACKENDS
 os.environ.update(EXACT_ENVIRONMENT)
 
 # Calibrations and learnt errors of the machine that runs the tests must not change their plans, and
-# tests neither find prompts of its users nor leave any.
+# tests neither find prompts or servers of its users nor leave any.
 _STATE = tempfile.TemporaryDirectory(prefix="brim-test-state-")
-os.environ["XDG_STATE_HOME"] = _STATE.name
-os.environ["XDG_CACHE_HOME"] = _STATE.name
+for _name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+    os.environ[_name] = _STATE.name
 
 
 def require_engine(name: str) -> None:

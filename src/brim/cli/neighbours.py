@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
-from brim.cli import state
 from brim.cli.state import ServerState
+from brim.config import places
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.plan import Grant, Plan
+from brim.core.stance import Stance
 from brim.errors import BrimError
 from brim.ledger.account import Account
 from brim.ledger.book import Book, Page, beside
@@ -31,7 +32,7 @@ from brim.telemetry.events import log_event
 
 def grant_book() -> Book:
     """Where all brim processes of this user write what they were granted."""
-    return Book(state.state_directory() / "grants.json")
+    return Book(places.runtime_directory() / "grants.json")
 
 
 def has_neighbours() -> bool:
@@ -120,12 +121,29 @@ def statement_of(server: ServerState, *, within_s: float) -> Statement | None:
     return found
 
 
+def stance_of(server: ServerState, *, within_s: float) -> Stance:
+    """What a server's governor allows at the moment.
+
+    Raises:
+        BrimError: As for `statuses_of`.
+    """
+    found: Stance = _asked(server, "/brim/stance", Stance, within_s)
+    return found
+
+
+def _operator(server: ServerState) -> dict[str, str]:
+    """The header that tells a server that its own user asks."""
+    if not server.operator_token:
+        return {}
+    return {"Authorization": f"Bearer {server.operator_token}"}
+
+
 def _asked(server: ServerState, path: str, kind: type | UnionType, within_s: float) -> Any:
     # Not urllib's opener, which would send a request to this machine through a proxy.
     address = urllib.parse.urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=within_s)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=_operator(server))
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:

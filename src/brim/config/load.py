@@ -128,17 +128,28 @@ def _converted(key: str, value: Any, origin: str, *, strict: bool) -> Any:
     try:
         return msgspec.convert(value, _annotation(key), strict=strict)
     except msgspec.ValidationError as exc:
-        reason = str(exc)
+        example = _example(key)
+        reason = str(exc) if example is None else f"each looks like '{example}'"
         raise ConfigError(
             f"{origin}: {key} cannot be {value!r}: {reason[:1].lower()}{reason[1:]}", param=key
         ) from exc
 
 
 def _is_list(key: str) -> bool:
+    return isinstance(_bare_type(key), msgspec.inspect.VarTupleType)
+
+
+def _example(key: str) -> str | None:
+    """What an item of a list looks like, where a pattern says it, which nobody wants to read."""
+    kind = _bare_type(key)
+    item = kind.item_type if isinstance(kind, msgspec.inspect.VarTupleType) else None
+    schema = item.extra_json_schema if isinstance(item, msgspec.inspect.Metadata) else None
+    return schema["examples"][0] if schema else None
+
+
+def _bare_type(key: str) -> msgspec.inspect.Type:
     kind = all_fields()[key].type
-    if isinstance(kind, msgspec.inspect.Metadata):
-        kind = kind.type
-    return isinstance(kind, msgspec.inspect.VarTupleType)
+    return kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
 
 
 def _annotation(key: str) -> Any:

@@ -11,11 +11,19 @@ from brim.core.request import OverflowPolicy
 MAX_SETTING_S = 86_400
 """A day: longer waits are mistakes, and infinity cannot be written as JSON."""
 
-HostName = Annotated[str, Meta(pattern=r"^([^\s/@:]+|[0-9a-fA-F:.]+)$")]
+# Each pattern has an example, which errors show in place of the pattern.
+HostName = Annotated[str, Meta(pattern=r"^([^\s/@:]+|[0-9a-fA-F:.]+)$", examples=["studio.local"])]
 """Without scheme and port."""
 
-Origin = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^\s/]+$")]
+Origin = Annotated[
+    str, Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^\s/]+$", examples=["https://app.example"])
+]
 """As browsers send it: scheme, host, and the port where it is not the scheme's own."""
+
+PairOfNames = Annotated[str, Meta(pattern=r"^[^+\s]+\+[^+\s]+$", examples=["chat+draft"])]
+"""Two names as models are served under, the larger model first."""
+
+NamedNumber = Annotated[str, Meta(pattern=r"^[^=\s]+=[1-9][0-9]{0,2}$", examples=["chat=4"])]
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,7 +107,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         Meta(
             ge=0,
-            description="Most requests that wait for one model; more are answered with 503.",
+            description="Most requests that wait for one model; more are answered with 503.  "
+            "Background requests take no place of interactive ones.",
         ),
     ] = 64
     objective: Annotated[
@@ -128,6 +137,17 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(
             description="Names of models that stay in memory when idle; only pressure unloads them."
         ),
+    ] = ()
+    pairs: Annotated[
+        tuple[PairOfNames, ...],
+        Meta(
+            description="Pairs as `TARGET+DRAFT`, by the names that they are served under: loaded, "
+            "kept and unloaded together; the draft may answer for the target where power is short."
+        ),
+    ] = ()
+    parallel: Annotated[
+        tuple[NamedNumber, ...],
+        Meta(description="Sequences of single models as `NAME=N`, in place of `max_sequences`."),
     ] = ()
     load_wait_s: Annotated[
         float,

@@ -21,7 +21,7 @@ import msgspec
 
 from brim.core.machine import MachineSpec
 from brim.errors import Busy
-from brim.ledger.processes import process_tree, start_time
+from brim.ledger.processes import is_running, process_tree, start_time
 from brim.machine.process import process_memory
 from brim.telemetry.events import log_event
 
@@ -30,9 +30,6 @@ LOCK_LIMIT_S = 10.0
 
 LOCK_POLL_S = 0.01
 """A grant takes about this long; flock has no wait with a limit."""
-
-SAME_START_S = 2.0
-"""The kernel counts ticks since boot; turned into a time of day it may move with the clock."""
 
 MAX_BOOK_BYTES = 1024 * 1024
 """Thousands of lines; a file beyond is not ours."""
@@ -155,8 +152,7 @@ class Book:
 
     def is_running(self, promise: Promise) -> bool:
         """Whether the very process that wrote a promise is still there."""
-        started = start_time(promise.pid)
-        return started is not None and abs(started - promise.started_unix_s) < SAME_START_S
+        return is_running(promise.pid, promise.started_unix_s)
 
     def erase(self) -> None:
         """Take everything out that this process wrote; a book that cannot be opened has nothing."""

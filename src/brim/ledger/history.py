@@ -6,6 +6,7 @@ file is put aside and begun anew.  Every method blocks; call it outside an event
 """
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -26,6 +27,10 @@ MAX_ROWS = 20_000
 
 BUSY_LIMIT_S = 1.0
 """For another process to finish its write; then the measurement is lost rather than waited for."""
+
+FORMAT_VERSION = 1
+"""SQLite's user_version; 0 is what brim wrote before it kept one, with the same table.  Raise it
+with every change of the table, and lead older files to it in `_bring_up_to_date`."""
 
 REFUSED = "refused"
 """In place of a term: the correction alone stood in the way of a load."""
@@ -178,7 +183,7 @@ class ForecastHistory:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             if self._path is not None:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_private(self._path)
             connection = sqlite3.connect(
                 ":memory:" if self._path is None else self._path,
                 timeout=BUSY_LIMIT_S,
@@ -189,7 +194,7 @@ class ForecastHistory:
                 connection.execute("PRAGMA journal_mode = WAL")
                 # A measurement that a power cut takes is no loss; waiting for the disk would be.
                 connection.execute("PRAGMA synchronous = NORMAL")
-                connection.executescript(_SCHEMA)
+                _bring_up_to_date(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -216,6 +221,29 @@ class ForecastHistory:
         except OSError:
             return False
         return True
+
+
+class _NewerError(sqlite3.OperationalError):
+    """The file is of a newer brim, which will want it back: nothing is read or written."""
+
+
+def _make_private(path: Path) -> None:
+    # SQLite gives its journals the mode of the file, so it must be right before they are made.
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > FORMAT_VERSION:
+        raise _NewerError(
+            f"it is of a newer brim (format {version}, this one knows {FORMAT_VERSION}), so that "
+            "forecasts are not corrected by it"
+        )
+    connection.executescript(_SCHEMA)
+    if version < FORMAT_VERSION:
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -1,5 +1,8 @@
 """Which processes still run, and what they started: what the book asks of the system."""
 
+SAME_START_S = 2.0
+"""The kernel counts ticks since boot; turned into a time of day it may move with the clock."""
+
 
 def start_time(pid: int) -> float | None:
     """When a process began (Unix seconds); None where it has ended or only its exit code is left.
@@ -13,6 +16,12 @@ def start_time(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except psutil.Error:
         return None
+
+
+def is_running(pid: int, started_unix_s: float) -> bool:
+    """Whether the very process that began then still runs, rather than another with its id."""
+    started = start_time(pid)
+    return started is not None and abs(started - started_unix_s) < SAME_START_S
 
 
 def process_tree(pid: int) -> list[int]:

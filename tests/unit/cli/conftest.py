@@ -16,6 +16,6 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config.write_text("")
     monkeypatch.setenv("BRIM_CONFIG", str(config))
     runtime = tmp_path / "runtime"
-    monkeypatch.setattr("brim.cli.state.state_directory", lambda: runtime)
+    monkeypatch.setattr("brim.config.places.runtime_directory", lambda: runtime)
     monkeypatch.setattr("brim.cli.neighbours.history_directory", lambda: tmp_path / "history")
     return runtime

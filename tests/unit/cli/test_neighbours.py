@@ -56,7 +56,7 @@ def test_a_book_that_cannot_be_used_leaves_the_reading(
 ) -> None:
     """A command still runs where no directory is ours, and says what it does without."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("brim.cli.state.state_directory", lambda: tmp_path / "file" / "brim")
+    monkeypatch.setattr("brim.config.places.runtime_directory", lambda: tmp_path / "file" / "brim")
     assert machine_beside_servers().ram_bytes == read_machine().ram_bytes
     with granted("bench", TERMS):
         pass

@@ -67,7 +67,7 @@ def test_a_directory_that_cannot_be_written_is_named(
 ) -> None:
     """The error names the directory and what to set."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("brim.cli.state.state_directory", lambda: tmp_path / "file" / "brim")
+    monkeypatch.setattr("brim.config.places.runtime_directory", lambda: tmp_path / "file" / "brim")
     with pytest.raises(ConfigError, match=r"file/brim cannot be written .* XDG_RUNTIME_DIR"):
         write_state("127.0.0.1", 1, 30.0)
 

@@ -119,6 +119,24 @@ def test_wrong_value_names_key_and_reason(tmp_path: Path, text: str, reason: str
     assert reason in found
 
 
+@pytest.mark.parametrize(
+    ("variable", "example"),
+    [
+        ("BRIM_MODELS_PAIRS", "chat+draft"),
+        ("BRIM_MODELS_PARALLEL", "chat=4"),
+        ("BRIM_SERVER_ALLOWED_HOSTS", "studio.local"),
+        ("BRIM_SERVER_ALLOWED_ORIGINS", "https://app.example"),
+    ],
+)
+def test_wrong_item_of_a_list_is_told_what_one_looks_like(
+    tmp_path: Path, variable: str, example: str
+) -> None:
+    """An example stands where nobody could read the pattern, and is itself taken."""
+    text = message(tmp_path, **{variable: "/"})
+    assert text.endswith(f"cannot be ['/']: each looks like '{example}'")
+    load(tmp_path, None, None, **{variable: example})
+
+
 def test_wrong_variable_is_named(tmp_path: Path) -> None:
     """An unparsable variable is an error that starts with its name."""
     assert message(tmp_path, BRIM_SERVER_PORT="many").startswith("BRIM_SERVER_PORT: server.port")
