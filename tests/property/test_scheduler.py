@@ -20,8 +20,9 @@ from brim.core.answer import Delta, FinishReason
 from brim.core.cache import CacheOptions
 from brim.core.request import Priority
 from brim.core.sampling import SamplingParams
+from brim.core.stance import WorkLimits
 from brim.engine.byte_tokenizer import ByteTokenizer
-from brim.errors import BrimError, EngineError
+from brim.errors import BrimError, DoesNotFit, EngineError
 from brim.prefix_cache.store import Model, PrefixCache
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
@@ -53,6 +54,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: dict[int, ScheduledRequest] = {}
         self.texts: dict[tuple[int, int], str] = {}
         self.next_ticket = 0
+        self.limits = WorkLimits()
+        self.running_at_limit: set[int] = set()
         self.now_s = 0.0
 
     @initialize(
@@ -80,11 +83,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.broken: str | None = None
         for name in BREAKABLE:
             setattr(self.engine, name, self.or_fail(name, getattr(self.engine, name)))
+        self.can_resize = True
+        resize_kv = self.engine.resize_kv
+
+        def resize_or_refuse(num_tokens: int) -> None:
+            if not self.can_resize:
+                raise DoesNotFit("toy: no memory for another pool")
+            resize_kv(num_tokens)
+
+        self.engine.resize_kv = resize_or_refuse  # type: ignore[method-assign]
         self.engine.load(self.plan)
         self.cache = self.open_cache() if self.has_cache else None
         self.scheduler = Scheduler(
             self.engine, self.plan, cache=self.cache, min_kept_tokens=16, clock=self.tick
         )
+        self.limits, self.running_at_limit = WorkLimits(), set()
 
     def or_fail(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The engine's method, which fails the next time when told to, as a backend's may."""
@@ -175,6 +188,44 @@ class SchedulerMachine(RuleBasedStateMachine):
     def break_engine(self, name: str) -> None:
         self.broken = name
 
+    @rule(kv_tokens=st.integers(0, 2 * KV_TOKENS), can_resize=st.sampled_from([True, True, False]))
+    def resize(self, kv_tokens: int, can_resize: bool) -> None:
+        """Nothing that runs loses a cell, and a pool that cannot be made changes nothing."""
+        scheduler = self.scheduler
+        before, needed = scheduler.kv_tokens, scheduler.num_needed_tokens
+        running = {held.seq_id for held in scheduler._pool._open.values() if not held.is_idle}
+        self.can_resize = can_resize
+        try:
+            found = scheduler.resize(kv_tokens)
+            assert min(max(kv_tokens, needed), KV_TOKENS) <= found <= KV_TOKENS
+        except DoesNotFit:
+            assert not can_resize
+            found = before
+        self.can_resize = True
+        assert scheduler.kv_tokens == self.engine._num_cells == found
+        assert scheduler.num_needed_tokens == needed
+        assert running <= scheduler._pool._open.keys()
+
+    @rule(
+        stall_fraction=st.sampled_from([0.0, 0.25, 1.0]),
+        max_running=st.sampled_from([None, 0, 1, 3]),
+        runs_background=st.booleans(),
+    )
+    def limit(self, **limits: Any) -> None:
+        """Whoever runs goes on; `limits_hold` sees who begins."""
+        self.limits = WorkLimits(**limits)
+        self.scheduler.set_limits(self.limits)
+        self.running_at_limit = self.running()
+
+    def running(self) -> set[int]:
+        waiting = {job.request.ticket for job in self.scheduler._waiting}
+        return self.scheduler._jobs.keys() - waiting
+
+    def lift(self) -> None:
+        """Everything may run again."""
+        self.limit(stall_fraction=1.0, max_running=None, runs_background=True)
+        self.resize(KV_TOKENS, True)
+
     @precondition(lambda self: self.has_cache)
     @rule()
     def restart(self) -> None:
@@ -211,8 +262,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owed)
     @rule(data=st.data())
     def wait_for_one(self, data: st.DataObject) -> None:
-        """No starvation: whichever request is picked ends within a bounded number of steps."""
+        """No starvation: whichever request is picked ends within a bounded number of steps.
+
+        Unless it is held, and then as soon as limits are lifted and the pool has grown.
+        """
         ticket = data.draw(st.sampled_from(sorted(self.owed)))
+        job = self.scheduler._jobs[ticket]
+        if job in self.scheduler._waiting and self.scheduler._gate.holds(job):
+            self.take(self.scheduler.step())
+            assert ticket in self.owed, "it was held"
+            self.lift()
         for _ in range(MAX_STEPS_TO_AN_END):
             if ticket not in self.owed:
                 return
@@ -260,10 +319,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         pool = self.scheduler._pool
         assert len(pool._open) == len(self.engine._sequences) <= self.plan.max_sequences
         # A sequence that was shifted counts as if it shared nothing.
-        assert self.engine._num_used <= pool._cells.num_used <= KV_TOKENS
+        assert self.engine._num_used <= pool._cells.num_used <= pool.kv_tokens
+        assert pool.kv_tokens == self.engine._num_cells
         if not any(r.shift_keep_tokens is not None for r in self.requests.values()):
             assert self.engine._num_used == pool._cells.num_used
-        assert pool._cells.num_used + pool._num_promised <= KV_TOKENS
+        assert pool._cells.num_used + pool._num_promised <= pool.kv_tokens
+        begun = self.running() - self.running_at_limit
+        self.running_at_limit |= begun
+        for ticket in begun:
+            request = self.requests[ticket]
+            assert self.limits.runs_background or request.priority is not Priority.BACKGROUND
+            most = self.limits.max_running
+            others = pool.num_running - request.num_choices
+            assert most is None or pool.num_running <= most or others <= 0 or len(begun) > 1
         for held in pool._open.values():
             assert held.tokens.view().tolist() == self.engine._sequences[held.seq_id].tokens
         if not self.owed:
@@ -273,6 +341,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everything ends, and nothing but idle sequences is left behind."""
         if hasattr(self, "scheduler"):
+            self.lift()
             for _ in range(MAX_STEPS_TO_AN_END):
                 if not self.scheduler.has_work:
                     break

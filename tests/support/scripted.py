@@ -26,9 +26,11 @@ from brim.core.memory import Footprint, MemoryTerms
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
 from brim.core.request import OverflowPolicy, Request
+from brim.core.stance import Stance
 from brim.errors import BrimError
 from brim.ledger.entry import Statement
 from brim.runtime.api import ModelState, ModelStatus
+from brim.telemetry.event_log import EventLog
 
 
 def make_plan(name: str = "small") -> Plan:
@@ -84,6 +86,7 @@ class ScriptedAnswer:
         self.max_tokens = request.max_tokens or 2048
         self.queue_place = runtime.queue_place
         self.overflow = runtime.overflow
+        self.instead_of = runtime.instead_of
         self.moved_lines = runtime.moved_lines
         self.num_batches_read = 0
         self.is_finished = False
@@ -175,6 +178,11 @@ class ScriptedRuntime:
         self.queue_place = 0
         self.overflow: OverflowReport | None = None
         self.moved_lines: tuple[MovedLine, ...] = ()
+        self.instead_of: str | None = None
+        self.event_log = EventLog()
+        self.current_stance = Stance()
+        self.progress: float | None = None
+        """Of the load that requests wait for."""
         self.num_cached_tokens = 3
         self.cache = CacheReport(source=CacheSource.MEMORY)
         """What the first prompt finds, but for its number of tokens."""
@@ -197,6 +205,12 @@ class ScriptedRuntime:
 
     def statement(self) -> Statement | None:
         return self.account
+
+    def stance(self) -> Stance:
+        return self.current_stance
+
+    def load_progress(self, model: str) -> float | None:
+        return self.progress
 
     def is_draining(self) -> bool:
         return self.draining

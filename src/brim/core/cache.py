@@ -93,6 +93,8 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     """Of this model."""
     inflight_bytes: int = 0
     written_bytes: int = 0
+    written_by_owner: dict[str, int] = {}
+    """Whose (see `owner_of`) -> bytes of `written_bytes`."""
     written_bytes_today: int = 0
     """By all workers."""
     num_written: int = 0

@@ -80,6 +80,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     them."""
     app: str = ""
     """Whose it is; empty for nobody's in particular."""
+    max_context_tokens: int | None = None
+    """Longest prompt plus answer that it may have, where that is less than the model's window."""
+    accepts_draft: bool = False
+    """Whether the smaller model of its pair may answer it where power is short."""
     keeps_on_disk: bool = True
     """False: its prefixes may be reused from memory and read from disk, and are not written."""
     force: bool = False

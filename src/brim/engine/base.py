@@ -29,6 +29,10 @@ Allocate = Callable[[int], memoryview]
 """Makes room for an exported block: called once with its size in bytes, gives a writable view."""
 
 
+OnProgress = Callable[[float], None]
+"""Is told how much of something is done, from 0 to 1."""
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What this engine can do with the model it has loaded, from the architecture and checked.
 
@@ -70,8 +74,12 @@ class Engine(ABC):
     """
 
     @abstractmethod
-    def load(self, plan: Plan) -> None:
-        """Load the model as planned; call once.
+    def load(self, plan: Plan, on_progress: OnProgress | None = None) -> None:
+        """Load the model as planned, all of its weights in memory, and run it once; call once.
+
+        Args:
+            plan: How.
+            on_progress: Called now and then, on this thread, with the share that is done.
 
         Raises:
             ModelFileError: The file is damaged or of an architecture that the backend lacks.
@@ -233,9 +241,12 @@ class Engine(ABC):
         """Change the pool to `num_tokens` cells, keeping every sequence.
 
         This is the only way to give KV memory back: closing sequences frees cells, not bytes.
+        Logits of the last step are gone afterwards.
 
         Raises:
             DoesNotFit: Open sequences need more cells than that; nothing was changed.
+            StoreError: There is no room for them on their way; nothing was changed.
+            EngineError: They are lost, and the engine was shut down.
         """
 
     @abstractmethod

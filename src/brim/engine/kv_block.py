@@ -19,9 +19,11 @@ the layout, change VERSION.
 """
 
 import mmap
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -30,11 +32,15 @@ import xxhash
 from brim.engine.base import Allocate
 from brim.errors import DoesNotFit, StoreError
 from brim.machine.file_blocks import reserve_blocks
+from brim.machine.file_system import is_in_memory
 
 MAGIC = b"BRKV"
 VERSION = 2
 _HEADER = struct.Struct("<4sIIIQQ16s")
 _CHECKED_FROM = _HEADER.size
+
+_ON_DISK = Path("/var/tmp")
+"""By the file system standard on a disk, where /tmp often lies in memory."""
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -91,17 +97,30 @@ def address_of(view: bytes | memoryview) -> int:
 def temporary(num_bytes: int) -> memoryview:
     """Room in a mapped file without a name, which vanishes when the view is released.
 
+    On a disk wherever there is one: in a tmpfs it would take the memory that it is to free.
+
     Raises:
         StoreError: There is none.
     """
     try:
-        with tempfile.TemporaryFile(prefix="brim-kv-") as file:
+        with tempfile.TemporaryFile(prefix="brim-kv-", dir=_directory()) as file:
             reserve_blocks(file.fileno(), num_bytes)
             return memoryview(mmap.mmap(file.fileno(), num_bytes))
     except OSError as exc:
         raise StoreError(
             f"cannot write {num_bytes} bytes of KV to a temporary file: {exc}"
         ) from exc
+
+
+def _directory() -> Path:
+    """Where temporary files go: the usual place, unless that is in memory and another is not.
+
+    A service may find the other read-only; that in memory is better than none then.
+    """
+    usual = Path(tempfile.gettempdir())
+    if not is_in_memory(usual) or not os.access(_ON_DISK, os.W_OK) or is_in_memory(_ON_DISK):
+        return usual
+    return _ON_DISK
 
 
 def read(identity: str, block: bytes | memoryview) -> Block:

@@ -18,7 +18,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import StepPlan, StepResult
 from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as sampler
-from brim.engine.base import Allocate, Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine, OnProgress
 from brim.engine.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from brim.engine.dry import DryBreakers
 from brim.errors import Busy, DoesNotFit
@@ -55,7 +55,7 @@ def toy_logits(state: int) -> sampler.Logits:
 class ToyEngine(Engine):
     """See the module's docstring; everything that can be asked of an engine works."""
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: Plan, on_progress: OnProgress | None = None) -> None:
         self._plan, self._num_cells, self._num_used = plan, plan.kv_tokens, 0
         self._sequences: dict[int, ToySequence] = {}
         self._submitted: StepPlan | None = None

@@ -75,6 +75,7 @@ class PrefixCache:
         self._health = Health(options.directory, clock)
         self._skipped: dict[str, int] = {}
         self._inflight: dict[str, int] = {}
+        self._written_by_owner: dict[str, int] = {}
         self._num_written = self._written_bytes = self._num_read = self._read_bytes = 0
         self._num_damaged = self._num_evicted = 0
         self._is_rescanning = self._is_closed = False
@@ -187,6 +188,7 @@ class PrefixCache:
             entry_bytes=self._index.num_bytes,
             inflight_bytes=sum(self._inflight.values()),
             written_bytes=self._written_bytes,
+            written_by_owner=dict(self._written_by_owner),
             written_bytes_today=self._room.bytes_today(self._clock()),
             num_written=self._num_written,
             num_read=self._num_read,
@@ -196,10 +198,10 @@ class PrefixCache:
             skipped=dict(self._skipped),
         )
 
-    def flush(self) -> None:
-        """Wait until everything queued is on the disk."""
+    def flush(self, limit_s: float | None = None) -> None:
+        """Wait until everything queued is on the disk, or for so long."""
         self._absorb()
-        self._writer.flush()
+        self._writer.flush(limit_s)
         self._absorb()
 
     def close(self) -> None:
@@ -378,6 +380,8 @@ class PrefixCache:
         self._inflight.pop(message.key, None)
         self._num_written += 1
         self._written_bytes += message.num_bytes
+        of_owner = self._written_by_owner.get(message.owner, 0)
+        self._written_by_owner[message.owner] = of_owner + message.num_bytes
         self._health.succeeded()
         if not self._index.set_on_disk(message.key):
             self._rescan()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from brim.core.cache import owner_of
 from brim.errors import StoreError
 from brim.prefix_cache import files
 from brim.prefix_cache.format import Header
@@ -34,6 +35,8 @@ class Arrived(msgspec.Struct, frozen=True):
 
     key: str
     num_bytes: int
+    owner: str
+    """Whose namespace it is in."""
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -108,12 +111,12 @@ class Writer:
         self._seen_at_ns = time.time_ns()
         self._seen_ns = changed_ns
 
-    def flush(self) -> None:
-        """Wait until all jobs that wait now have run."""
+    def flush(self, limit_s: float | None = None) -> None:
+        """Wait until all jobs that wait now have run, or for so long."""
         if self._thread is not None:
             done = threading.Event()
             self._jobs.put(done.set)
-            done.wait()
+            done.wait(limit_s)
 
     def stop(self, limit_s: float) -> None:
         """End the thread behind the jobs that wait, or leave it alone after `limit_s`."""
@@ -143,7 +146,7 @@ class Writer:
         finally:
             temporary.remove()
         if reason is None:
-            self.messages.append(Arrived(key, num_bytes))
+            self.messages.append(Arrived(key, num_bytes, owner_of(header.namespace)))
             self.remove(surplus)
         else:
             self.messages.append(Dropped(key, num_bytes, reason, problem))

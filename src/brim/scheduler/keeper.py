@@ -21,6 +21,10 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 file's mapping touches first; an import 7 ms, or a fifth of a second from a slow disk.  Several go
 one after the other, with steps between."""
 
+LAST_WAIT_S = 0.5
+"""For a disk to take what is in flight before sequences go: 256 MiB at 500 MB/s.  Who decodes waits
+meanwhile, and memory is short."""
+
 MIN_SEGMENT_TOKENS = 64
 """A system prompt that is shorter is kept with the turn behind it."""
 
@@ -82,7 +86,7 @@ class Keeper:
     def finished(self, prefill: Prefill) -> None:
         """Line up what is new of a prompt that was read."""
         job, held = prefill.job, prefill.choice.held
-        if held.namespace is None or not self._takes_ranges:
+        if held.namespace is None or not self._takes_ranges or not job.request.keeps_on_disk:
             return
         ends = [end for end in job.request.boundaries if end <= prefill.num_done]
         end = ends[-1] if ends else len(job.usable)
@@ -105,6 +109,24 @@ class Keeper:
         self._exports.popleft()
         if export.held.is_open and export.held.is_pure:
             self._export(export)
+
+    def run_idle(self) -> None:
+        """Export what waits of idle sequences, which are about to go.
+
+        The disk is waited for once, and not for long; what it cannot take then is dropped.
+        """
+        waiting = [export for export in self._exports if export.held.is_idle]
+        self._exports = deque(export for export in self._exports if not export.held.is_idle)
+        has_waited = False
+        for export in waiting:
+            num_bytes = (export.end - export.start) * self._token_bytes
+            if self._cache.must_wait(num_bytes) and not has_waited:
+                has_waited = True
+                self._cache.flush(LAST_WAIT_S)
+            if self._cache.must_wait(num_bytes):
+                return
+            if export.held.is_open and export.held.is_pure:
+                self._export(export)
 
     def _export(self, export: Export) -> None:
         """Export one part; where there is no sequence for it now, it goes back in line."""

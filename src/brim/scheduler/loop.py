@@ -17,12 +17,16 @@ from brim.chat.stream import TextStream
 from brim.core.answer import ErrorInfo, FinishReason
 from brim.core.cache import PrefixStats
 from brim.core.plan import Plan
+from brim.core.stance import WorkLimits
 from brim.core.step import Feed, Sampled, StepPlan, StepResult
 from brim.engine.base import Engine
 from brim.errors import BrimError, Busy, ConfigError, InvalidRequest
+from brim.planner.kv import pad_kv_tokens
 from brim.prefix_cache.store import PrefixCache
 from brim.scheduler.admission import answer_bound, check_choices, check_fits, kv_bound
 from brim.scheduler.answers import Deltas, advance, ending, error_deltas
+from brim.scheduler.background import Courtesy, is_background
+from brim.scheduler.gate import Gate
 from brim.scheduler.order import urgency
 from brim.scheduler.pace import StepPace
 from brim.scheduler.pool import Pool
@@ -79,9 +83,10 @@ class Scheduler:
         self._plan = plan
         self._clock = clock
         self._draw_seed = draw_seed
-        self._stall_target_s = stall_target_s
         self._forks_share_kv = engine.capabilities.forks_share_kv
         self._pool = Pool(engine, plan, clock)
+        self._gate = Gate(plan, self._pool)
+        self._courtesy = Courtesy(plan, self._pool)
         self._pace = StepPace(stall_target_s, plan.max_batch_tokens, engine.capabilities.tile_rows)
         self._reuse = Reuse(
             engine, plan, self._pool, cache, min_tokens=min_kept_tokens, clock=clock
@@ -103,8 +108,15 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a round would get anything further."""
-        return bool(self._jobs) or self._reuse.has_exports
+        """Whether a round would get anything further.
+
+        Not for jobs that are held until limits are lifted or the pool grows.
+        """
+        return (
+            len(self._jobs) > len(self._waiting)
+            or self._reuse.has_exports
+            or any(not self._gate.holds(job) for job in self._waiting)
+        )
 
     @property
     def num_sequences(self) -> int:
@@ -116,6 +128,21 @@ class Scheduler:
         """Requests without a sequence."""
         return len(self._waiting)
 
+    @property
+    def kv_tokens(self) -> int:
+        """Cells of the pool."""
+        return self._pool.kv_tokens
+
+    @property
+    def num_needed_tokens(self) -> int:
+        """Cells that running requests hold and were promised."""
+        return self._pool.num_needed_cells
+
+    @property
+    def num_idle_tokens(self) -> int:
+        """Cells that idle sequences hold and no running one needs."""
+        return self._pool.num_idle_cells
+
     def stats(self) -> PrefixStats:
         """What was reused so far."""
         return self._reuse.stats()
@@ -125,6 +152,37 @@ class Scheduler:
         tickets = {choice.job.request.ticket for choice in self._sampling}
         tickets.update(prefill.job.request.ticket for prefill, _ in self._chunks)
         return tickets
+
+    def set_limits(self, limits: WorkLimits) -> None:
+        """Work within these limits from the next step on; what runs goes on."""
+        self._gate.limit(limits)
+        self._pace.limit(limits.stall_fraction)
+
+    def resize(self, kv_tokens: int) -> int:
+        """Give the pool another size; between two steps only.
+
+        Idle sequences go, the least valuable first, until what is left fits.  What of them waits to
+        be kept is exported first, as far as the store takes it at once.  Requests that wait and no
+        longer fit go on waiting, and hold up nobody.
+
+        Args:
+            kv_tokens: Cells that are wanted.  The pool gets no fewer than running requests hold
+                and were promised, no more than planned, and a whole number of blocks.
+
+        Returns:
+            Cells that the pool has now.
+
+        Raises:
+            CapacityError, StoreError: The engine could not.  The pool is as it was, without the
+                idle sequences that had to go.
+            EngineError: The engine could not, and lost its sequences; nothing can be stepped.
+        """
+        least = max(1, self._pool.num_needed_cells)
+        wanted = min(pad_kv_tokens(max(kv_tokens, least)), self._plan.kv_tokens)
+        if wanted < self._pool.kv_tokens:
+            self._reuse.export_idle()
+        self._pool.resize(wanted)
+        return wanted
 
     def add(self, request: ScheduledRequest) -> None:
         """Accept a request; it waits until a sequence and KV are free for all its choices.
@@ -203,18 +261,23 @@ class Scheduler:
         if self._num_shifting:
             self._make_window()
 
-        # Decode: every choice feeds the token that it drew last.
-        feeds = [Feed(choice.held.seq_id, (choice.pending,)) for choice in self._decoding]
-        self._fed = self._decoding.copy()
-        self._sampling = self._decoding.copy()
+        # Decode: every choice feeds the token that it drew last, unless it gives way.
+        reading = [prefill for prefill in self._prefilling if not prefill.segments]
+        has_person = not all(map(self._is_background, reading))
+        is_paused = self._courtesy.pauses(has_person)
+        self._fed = [c for c in self._decoding if not (is_paused and is_background(c.job))]
+        feeds = [Feed(choice.held.seq_id, (choice.pending,)) for choice in self._fed]
+        self._sampling = self._fed.copy()
         self._chunks = []
 
         now_s = self._clock()
         if self._prefilling:
             self._prefilling.sort(key=lambda prefill: self._urgency(prefill, now_s))
-            num_rows_left = self._pace.prefill_rows(len(feeds), now_s - started_s)
+            num_rows_left = self._pace.prefill_rows(
+                len(feeds), now_s - started_s, is_background=not has_person
+            )
             for prefill in self._prefilling:
-                if prefill.segments:
+                if prefill.segments or (is_paused and self._is_background(prefill)):
                     continue
                 end = min(prefill.num_done + num_rows_left, prefill.next_stop())
                 num_rows = end - prefill.num_done
@@ -279,18 +342,30 @@ class Scheduler:
         """Open sequences for waiting jobs while they fit, the most urgent first.
 
         A job that does not fit holds up those behind it: passing it would starve it.  One whose
-        prefix is being read by another waits for that, and holds up nobody.
+        prefix is being read by another waits for that, and holds up nobody; nor does one that is
+        held.  A background job that gives way holds up its own kind, and nobody else.
         """
-        if self._pool.num_running >= self._plan.max_sequences:
+        if not self._gate.has_place(1):
             return
         row_s = self._pace.row_s
         self._waiting.sort(
             key=lambda job: urgency(job, len(job.prompt) - job.num_likely_cached, now_s, row_s)
         )
+        gives_way = False
         for job in self._waiting.copy():
+            if self._gate.holds(job):
+                continue
+            if is_background(job) and (
+                gives_way or self._courtesy.holds(job, self._running_jobs())
+            ):
+                # Smaller ones that passed a large one would keep it from ever being alone.
+                gives_way = True
+                continue
             if job.awaited is not None and self._is_reading(*job.awaited):
                 continue
-            if job.blocked_at == self._pool.version:
+            if job.blocked_at == self._pool.version or not self._gate.has_place(
+                job.request.num_choices
+            ):
                 return
             placement = self._reuse.place(job)
             num_held = placement.match.num_tokens if placement.match else 0
@@ -311,6 +386,10 @@ class Scheduler:
                 self._open(job, placement)
             except BrimError as error:
                 self._refuse(job, error)
+
+    def _running_jobs(self) -> list[Job]:
+        """Those that hold sequences."""
+        return [job for job in self._jobs.values() if job.choices]
 
     def _is_reading(self, prefill: Prefill, num_tokens: int) -> bool:
         """Whether a prompt is still on its way to so many tokens."""
@@ -350,7 +429,7 @@ class Scheduler:
 
         Where nobody does, prompts are restored whole: nothing is held up by it.
         """
-        most_s = self._stall_target_s / 2
+        most_s = self._pace.stall_target_s / 2
         for prefill in [prefill for prefill in self._prefilling if prefill.segments]:
             try:
                 while prefill.segments:
@@ -369,12 +448,20 @@ class Scheduler:
 
     def _urgency(self, prefill: Prefill, now_s: float) -> tuple[float, int]:
         """As of the most urgent of those who want it read."""
+        return min(self._rank(job, prefill, now_s) for job in self._readers(prefill))
+
+    def _is_background(self, prefill: Prefill) -> bool:
+        """Whether nobody waits for a prompt to be read."""
+        return all(map(is_background, self._readers(prefill)))
+
+    def _readers(self, prefill: Prefill) -> list[Job]:
+        """Whose prompt it is, and those who wait for a part of it."""
         followers = [
             job
             for job in self._waiting
             if job.awaited and job.awaited[0] is prefill and prefill.num_done < job.awaited[1]
         ]
-        return min(self._rank(job, prefill, now_s) for job in [prefill.job, *followers])
+        return [prefill.job, *followers]
 
     def _make_window(self) -> None:
         """Shift sequences that fill the window and whose requests allow it."""

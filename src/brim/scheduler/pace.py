@@ -17,6 +17,9 @@ SLACK = 1.25
 CPU 64 rows take 384 ms at a depth of 900 tokens where 48 take 402 and 32 take 271 (1.24 B Q4_K_M,
 2 cores): the next smaller step that fits costs half as much again for each row."""
 
+LEAST_FRACTION = 1 / 32
+"""Of the stall target and of a prompt's rows that a limit may leave: one tile of 512 rows."""
+
 LIKELY_GAIN = 0.8
 """Cost of a row in whole tiles to that in parts of one, before any was measured; only to try it."""
 
@@ -45,7 +48,8 @@ class StepPace:
     """
 
     def __init__(self, stall_target_s: float, max_rows: int, tile_rows: int = TILE_ROWS) -> None:
-        self._stall_target_s = stall_target_s
+        self._full_target_s = stall_target_s
+        self._fraction = 1.0
         self._max_rows = max_rows
         self._tile_rows = tile_rows
         self._decode_s: dict[int, float] = {}
@@ -55,20 +59,34 @@ class StepPace:
         """Of steps of whole kernel tiles, where those are larger than `TILE_ROWS`."""
 
     @property
+    def stall_target_s(self) -> float:
+        """Length of a step while something decodes."""
+        return self._full_target_s * self._fraction
+
+    def limit(self, fraction: float) -> None:
+        """Have steps be this share of what they may be: of the target, or of rows read alone."""
+        self._fraction = min(1.0, max(LEAST_FRACTION, fraction))
+
+    @property
     def row_s(self) -> float:
         """Seconds a prompt row, as far as is known."""
         return self._whole_row_s or self._mixed_row_s or self._row_s or LIKELY_ROW_S
 
-    def prefill_rows(self, num_decode_rows: int, spent_s: float = 0.0) -> int:
+    def prefill_rows(
+        self, num_decode_rows: int, spent_s: float = 0.0, *, is_background: bool = False
+    ) -> int:
         """Prompt rows for the next step.
 
         Args:
             num_decode_rows: Rows that decode in it.
             spent_s: Time that has gone into this round already, on restoring or keeping KV.
+            is_background: Whether nobody waits for the prompts that are read: a question that
+                comes meanwhile must not wait longer than an answer may pause.
         """
-        if num_decode_rows == 0:
-            return min(PREFILL_STEP_ROWS, self._max_rows)
-        room_s = self._stall_target_s - spent_s - self._decode_only_s(num_decode_rows)
+        if num_decode_rows == 0 and not is_background:
+            num_tiles = int(self._fraction * PREFILL_STEP_ROWS) // TILE_ROWS
+            return min(num_tiles * TILE_ROWS, self._max_rows)
+        room_s = self.stall_target_s - spent_s - self._decode_only_s(num_decode_rows)
         total = self._whole_tiles(num_decode_rows, room_s) or self._tiles(num_decode_rows, room_s)
         return min(total - num_decode_rows, PREFILL_STEP_ROWS, self._max_rows - num_decode_rows)
 
@@ -89,7 +107,7 @@ class StepPace:
         if self._tile_rows == TILE_ROWS or known is None:
             return 0
         row_s = self._whole_row_s or min(self._row_s or known, LIKELY_GAIN * known)
-        room_s += (SLACK - 1) * self._stall_target_s
+        room_s += (SLACK - 1) * self.stall_target_s
         num_rows = num_decode_rows + int(room_s / max(row_s, LEAST_ROW_S))
         total = num_rows // self._tile_rows * self._tile_rows
         return total if total > num_decode_rows and total <= self._max_rows else 0
@@ -120,7 +138,7 @@ class StepPace:
 
     def _decode_only_s(self, num_rows: int) -> float:
         """Of a step in which so many sequences decode and nothing is read."""
-        known = self._decode_s.get(num_rows)
+        known = 0.0 if num_rows == 0 else self._decode_s.get(num_rows)
         if known is not None or not self._decode_s:
             return known or 0.0
         nearest = min(self._decode_s, key=lambda other: abs(other - num_rows))

@@ -99,6 +99,7 @@ class Pool:
         self._forks_share = capabilities.forks_share_kv
         self._can_truncate = capabilities.can_truncate
         self._cells = CellAccount(forks_share=capabilities.forks_share_kv)
+        self._kv_tokens = plan.kv_tokens
         self._open: dict[int, Held] = {}
         self._num_promised = 0
         self.num_idle = 0
@@ -112,9 +113,19 @@ class Pool:
         return len(self._open) - self.num_idle
 
     @property
+    def kv_tokens(self) -> int:
+        """Cells of the pool."""
+        return self._kv_tokens
+
+    @property
     def num_idle_cells(self) -> int:
         """Cells that no running sequence holds."""
         return self._cells.num_used - self._num_running_cells()
+
+    @property
+    def num_needed_cells(self) -> int:
+        """Cells that running sequences hold and were promised: no pool may have fewer."""
+        return self._num_running_cells() + self._num_promised
 
     def has_room(
         self,
@@ -136,7 +147,7 @@ class Pool:
             num_cells -= shared.num_tokens
             num_cells += sum(num for _, num in self._to_promise(shared.held, shared.num_tokens))
             held = self._num_running_cells((shared.held.path, shared.num_tokens))
-        return held + self._num_promised + num_cells <= self._plan.kv_tokens
+        return held + self._num_promised + num_cells <= self._kv_tokens
 
     def can_begin_with(self, match: Match) -> bool:
         """Whether a new sequence can be opened while the one that was found is still there."""
@@ -307,10 +318,30 @@ class Pool:
         Returns:
             Whether so much is free.
         """
-        while self._cells.num_used + self._num_promised + num_cells > self._plan.kv_tokens:
+        while self._cells.num_used + self._num_promised + num_cells > self._kv_tokens:
             if not self._evict_one(by_cells=True, keep=keep):
                 return False
         return True
+
+    def resize(self, kv_tokens: int) -> None:
+        """Have another number of cells; idle sequences go until what is left fits into them.
+
+        Args:
+            kv_tokens: No fewer than `num_needed_cells`.
+
+        Raises:
+            BrimError: The engine did not; the pool has its cells, but for the sequences that went.
+        """
+        before, self._kv_tokens = self._kv_tokens, kv_tokens
+        self.make_room()
+        self.version += 1
+        if kv_tokens == before:
+            return
+        try:
+            self._engine.resize_kv(kv_tokens)
+        except BrimError:
+            self._kv_tokens = before
+            raise
 
     def _take_over(self, match: Match, target: Held) -> None:
         """Give the empty `target` what was found, as cheaply as the engine can."""
@@ -366,7 +397,7 @@ class Pool:
     def _make_room_to_detach(self, held: Held) -> None:
         """Let idle sequences go until there is room for a copy of what a sequence shares."""
         num_shared = len(held.tokens) - self._cells.num_own(held.path)
-        while self._cells.num_used + num_shared > self._plan.kv_tokens:
+        while self._cells.num_used + num_shared > self._kv_tokens:
             if not self._evict_one(by_cells=True, keep=None):
                 return
             num_shared = len(held.tokens) - self._cells.num_own(held.path)

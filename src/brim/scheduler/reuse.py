@@ -152,7 +152,7 @@ class Reuse:
         if placement.lookup is not None:
             prefill.segments.extend(placement.lookup.segments)
             prefill.num_restorable = placement.lookup.num_tokens
-        if self._keeper is not None:
+        if self._keeper is not None and job.request.keeps_on_disk:
             prefill.stops = self._keeper.stops(prefill)
         elif not self._forks_prefix and job.namespace is not None:
             prefill.stops = [end for end in job.request.boundaries if end <= len(job.usable)]
@@ -229,7 +229,7 @@ class Reuse:
         """
         if prefill.num_done not in prefill.stops:
             return
-        if self._keeper is not None:
+        if self._keeper is not None and prefill.job.request.keeps_on_disk:
             self._keeper.paused(prefill)
         else:
             self._pool.checkpoint(prefill.choice.held)
@@ -243,6 +243,11 @@ class Reuse:
         """Keep the next part in line."""
         if self._keeper is not None:
             self._keeper.run_one()
+
+    def export_idle(self) -> None:
+        """Keep what waits of idle sequences, as far as the store takes it now."""
+        if self._keeper is not None:
+            self._keeper.run_idle()
 
 
 class _Counts:

@@ -37,6 +37,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whose KV it may reuse."""
     use_cache: bool = True
     """False: reuse nothing, keep nothing."""
+    keeps_on_disk: bool = True
+    """False: nothing of it is written to disk, though what lies there may be read."""
     turn_starts: tuple[int, ...] = ()
     """Where each turn of the conversation begins in the prompt; empty where it has none."""
     boundaries: tuple[int, ...] = ()

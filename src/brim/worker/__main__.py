@@ -30,6 +30,7 @@ from brim.worker import protocol
 from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
 from brim.worker.prepare import PromptBuilder
+from brim.worker.progress import ProgressReports
 from brim.worker.reader import FrameThread
 
 _PR_SET_PDEATHSIG = 1
@@ -82,7 +83,7 @@ def _serve(load: protocol.Load, frames: FrameThread, outbox: Outbox) -> int:
     plan, options = load.plan, load.options
     try:
         engine = factory.create(plan.engine)
-        engine.load(plan)
+        engine.load(plan, ProgressReports(outbox.send))
         prompts = PromptBuilder(plan, engine.tokenizer, can_shift=engine.capabilities.can_shift)
         cache = None if options.cache is None else _open_cache(plan, engine, options.cache)
         loop = WorkerLoop(engine, plan, outbox, options, cache)

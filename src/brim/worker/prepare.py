@@ -25,6 +25,10 @@ MAX_OVERFLOW_BYTES = 8 * LIKELY_TOKEN_BYTES
 """Of text for each token of the window, in a conversation that a policy makes shorter: it is
 tokenised with every request, and about thirty windows of English are enough."""
 
+MAX_WINDOWS = 16
+"""Whose cuts are remembered: the model's, those of apps, and what is left of each while power or
+memory is short."""
+
 
 class BuiltPrompt(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt, and what the scheduler needs to know of its shape."""
@@ -69,7 +73,8 @@ class PromptBuilder:
         self._now = now
         self._pieces = PieceCache(tokenizer)
         self._longest_token_bytes: int | None = None
-        self._overflow = Overflow(plan.context_tokens, can_shift=can_shift, count=self._num_tokens)
+        self._can_shift = can_shift
+        self._overflows: dict[int, Overflow] = {}
         self._template = ChatTemplate(
             plan.model.chat_template, bos_piece=tokenizer.bos_piece, eos_piece=tokenizer.eos_piece
         )
@@ -91,7 +96,7 @@ class PromptBuilder:
         if request.messages is not None:
             return self._of_messages(request, request.messages, summary)
         whole = self._plain(request)
-        return self._overflow.fit(request, whole, lambda messages: whole)
+        return self._overflow(request).fit(request, whole, lambda messages: whole)
 
     def _plain(self, request: Request) -> BuiltPrompt:
         """A prompt without turns, as the client sent it."""
@@ -125,7 +130,18 @@ class PromptBuilder:
         if request.overflow is OverflowPolicy.REJECT:
             return whole
         rendered = msgspec.structs.replace(request, messages=canonical.messages)
-        return self._overflow.fit(rendered, whole, build, summary)
+        return self._overflow(request).fit(rendered, whole, build, summary)
+
+    def _overflow(self, request: Request) -> Overflow:
+        """The policies in the window that the request may use; each window remembers its cuts."""
+        window = min(self._context_tokens, request.max_context_tokens or self._context_tokens)
+        if window not in self._overflows:
+            if len(self._overflows) >= MAX_WINDOWS:
+                self._overflows.clear()
+            self._overflows[window] = Overflow(
+                window, can_shift=self._can_shift, count=self._num_tokens
+            )
+        return self._overflows[window]
 
     def _conversation(
         self, request: Request, messages: Sequence[Message], canonical: Canonical

@@ -89,7 +89,7 @@ class GetStats(msgspec.Struct, frozen=True, tag=True):
 
 
 class SetLimits(msgspec.Struct, frozen=True, tag=True):
-    """Work within these limits from the next step on."""
+    """Work within these limits from the next step on; may come before the model is loaded."""
 
     limits: WorkLimits
 

@@ -17,6 +17,7 @@ from brim.core.request import Request
 from brim.errors import BrimError, EngineError
 from brim.scheduler.answers import error_deltas
 from brim.scheduler.sequence import ScheduledRequest
+from brim.telemetry.trace import where
 from brim.worker import protocol
 from brim.worker.loop import WorkerLoop
 from brim.worker.outbox import Outbox
@@ -59,12 +60,18 @@ class FrameThread(threading.Thread):
         self._on_load = on_load
         self._prepared: dict[int, Prepared] = {}
         self._loop: WorkerLoop | None = None
+        # Guards the loop and the limits that came before it.
+        self._attach_lock = threading.Lock()
+        self._early_limits: protocol.SetLimits | None = None
         self._prompts: PromptBuilder | None = None
 
     def attach(self, loop: WorkerLoop, prompts: PromptBuilder) -> None:
         """What requests need, once the model is loaded; before `Loaded` is sent."""
         self._prompts = prompts
-        self._loop = loop
+        with self._attach_lock:
+            self._loop = loop
+            if self._early_limits is not None:
+                loop.put(self._early_limits)
 
     def start(self) -> None:
         """Start reading, on a stack that a prompt cannot overflow."""
@@ -87,14 +94,17 @@ class FrameThread(threading.Thread):
                     self._handle(frame)
         except ConnectionError:
             os._exit(0)
-        except BaseException:
-            _log.exception("the frame thread failed")
+        except BaseException as exc:
+            _log.error("the frame thread failed: %s", where(exc))
             os._exit(1)
         os._exit(0)
 
     def _handle(self, frame: protocol.GatewayFrame) -> None:
         if isinstance(frame, protocol.Load):
             self._on_load(frame)
+            return
+        if isinstance(frame, protocol.SetLimits):
+            self._set_limits(frame)
             return
         if self._loop is None:
             if isinstance(frame, protocol.Shutdown):
@@ -112,6 +122,14 @@ class FrameThread(threading.Thread):
             self._loop.num_prepared = len(self._prepared)
             self._loop.put(frame)
 
+    def _set_limits(self, frame: protocol.SetLimits) -> None:
+        """Hand limits on, or keep the newest until there is a model that works within them."""
+        with self._attach_lock:
+            if self._loop is None:
+                self._early_limits = frame
+            else:
+                self._loop.put(frame)
+
     def _prepare(self, frame: protocol.Prepare) -> None:
         """Answer with the prompt's length, or with the reason why there is none."""
         arrived_s = time.monotonic()
@@ -124,7 +142,7 @@ class FrameThread(threading.Thread):
             self._outbox.send(_refusal(frame, error))
         except Exception as exc:
             # A defect in a template or tokenizer must not take other clients' answers with it.
-            _log.exception("preparing a prompt failed")
+            _log.error("preparing a prompt failed: %s", where(exc))
             defect = EngineError(f"preparing the prompt failed: {type(exc).__name__}: {exc}")
             self._outbox.send(_refusal(frame, defect))
         else:
@@ -158,6 +176,7 @@ class FrameThread(threading.Thread):
                 priority=request.priority,
                 namespace=request.cache_namespace,
                 use_cache=request.use_cache,
+                keeps_on_disk=request.keeps_on_disk,
                 turn_starts=prompt.turn_starts,
                 boundaries=prompt.boundaries,
                 shift_keep_tokens=prompt.shift_keep_tokens,

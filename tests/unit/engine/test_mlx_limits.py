@@ -65,6 +65,18 @@ def test_a_plan_without_a_forecast_leaves_mlx_its_own_limits() -> None:
     assert mx.get_memory_limit() == before
 
 
+@pytest.mark.usefixtures("limits_as_before")
+def test_a_smaller_pool_lowers_the_limit_by_its_bytes() -> None:
+    """And the plan's own gives the plan's limit again; without a forecast nothing is touched."""
+    plan = planned()
+    limits.set_pool(plan, plan.kv_tokens // 5)
+    assert mx.get_memory_limit() == pytest.approx(330 * MIB, abs=MIB)
+    limits.set_pool(plan_for("toy"), 256)
+    assert mx.get_memory_limit() == pytest.approx(330 * MIB, abs=MIB)
+    limits.set_pool(plan, plan.kv_tokens)
+    assert mx.get_memory_limit() == 370 * MIB
+
+
 @pytest.mark.parametrize("wire_weights", [False, True])
 @pytest.mark.usefixtures("limits_as_before")
 def test_on_a_gpu_the_wired_limit_is_always_set(

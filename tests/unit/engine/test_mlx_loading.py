@@ -15,6 +15,8 @@ from brim.errors import ModelFileError
 
 mx: Any = pytest.importorskip("mlx.core")
 
+from mlx.utils import tree_flatten
+
 from brim.engine.mlx import loading
 
 Break = Callable[[Path], object]
@@ -202,3 +204,16 @@ def test_experts_that_a_processor_cannot_compute_are_refused_before_they_are_rea
     )
     with pytest.raises(ModelFileError, match="mixtures of experts in float32"):
         load(directory)
+
+
+def test_reading_is_told_by_bytes(intact: Path) -> None:
+    """Rising shares of the weights' bytes, the largest tensors the largest steps."""
+    model = SimpleNamespace(paths=(str(intact / "model.safetensors"),))
+    told: list[float] = []
+    plan: Any = SimpleNamespace(model=model)
+    loaded = loading.load(plan, told.append)
+    weights: Any = tree_flatten(loaded.model.parameters())
+    sizes = [weight.nbytes for _, weight in weights]
+    assert len(told) == len(sizes) - 1
+    done = [sum(sizes[: number + 1]) / loaded.weights_bytes for number in range(len(told))]
+    assert told == pytest.approx(done)

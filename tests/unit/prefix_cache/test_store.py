@@ -1,5 +1,6 @@
 """What the scheduler gets from the store: restored prefixes, reasons for misses, and counts."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -470,3 +471,34 @@ def test_names_tell_nothing(cache: PrefixCache, toy: Filler, directory: Path) ->
     assert not any(word in names for word in ("secret", "app", TOY_MODEL.name))
     for path in [directory, *directory.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_writes_are_counted_for_each_owner(cache: PrefixCache, toy: Filler) -> None:
+    """An owner's namespaces count together, and only what reached the disk."""
+    for namespace in ("app:mail", "app:mail/drafts", "app:code", ""):
+        toy.keep(cache, FIRST, namespace=namespace)
+    toy.keep(cache, FIRST, namespace="app:mail")
+    cache.flush()
+    stats = cache.stats()
+    assert stats.num_written == 4
+    one = stats.written_bytes / 4
+    by_owner = stats.written_by_owner
+    assert by_owner.keys() == {"app:mail", "app:code", ""}
+    assert sum(by_owner.values()) == stats.written_bytes
+    assert by_owner["app:mail"] == pytest.approx(2 * one, rel=0.2)
+
+
+def test_a_flush_may_have_an_end(cache: PrefixCache, toy: Filler) -> None:
+    """A disk that hangs holds nobody up for longer."""
+    is_let_go = threading.Event()
+
+    def hang() -> None:
+        is_let_go.wait(10.0)
+
+    cache._writer.put(hang)
+    toy.keep(cache, FIRST)
+    cache.flush(0.01)
+    assert cache.stats().num_written == 0
+    is_let_go.set()
+    cache.flush()
+    assert cache.stats().num_written == 1

@@ -87,6 +87,7 @@ def test_the_scheduler_learns_what_the_prompt_and_the_request_say() -> None:
         priority=Priority.BACKGROUND,
         cache_namespace="mine",
         use_cache=False,
+        keeps_on_disk=False,
     )
     ours, theirs = socket.socketpair()
     _never_closed.append(ours)
@@ -107,4 +108,5 @@ def test_the_scheduler_learns_what_the_prompt_and_the_request_say() -> None:
     assert scheduled.boundaries == expected.boundaries != ()
     assert (scheduled.priority, scheduled.namespace) == (Priority.BACKGROUND, "mine")
     assert not scheduled.use_cache
+    assert not scheduled.keeps_on_disk
     assert scheduled.max_tokens == 5

@@ -19,7 +19,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, Sampled, StepPlan, StepResult
 from brim.engine import guards, kv_block
 from brim.engine import numpy_sampler as host
-from brim.engine.base import Allocate, Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine, OnProgress
 from brim.engine.llamacpp import binding, loading, log, self_check
 from brim.engine.llamacpp.batch import Batch
 from brim.engine.llamacpp.binding import lib
@@ -28,7 +28,8 @@ from brim.engine.llamacpp.placement import Placement
 from brim.engine.llamacpp.sampler_chain import SAMPLERS, ChainBuilder, forget_history
 from brim.engine.llamacpp.threads import StepThreads
 from brim.engine.llamacpp.tokenizer import LlamaTokenizer
-from brim.errors import Busy, DoesNotFit, EngineError, StoreError
+from brim.errors import BrimError, Busy, DoesNotFit, EngineError, StoreError
+from brim.machine.heap import trim_heap
 
 FLASH_TILE_ROWS = 64
 """Query rows that the flash attention of the CPU backend takes as one tile; a step of 48 rows at a
@@ -65,7 +66,7 @@ class LlamaCppEngine(Engine):
     _context: Any = None
     _chains: ChainBuilder
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: Plan, on_progress: OnProgress | None = None) -> None:
         binding.check_layout()
         loading.check_plan(plan)
         log.install()
@@ -77,7 +78,7 @@ class LlamaCppEngine(Engine):
         self._batch = Batch(plan.max_batch_tokens)
         self._threads = StepThreads(lib, plan, Placement(plan.num_batch_threads))
         with log.captured() as lines:
-            self._model = loading.load_model(plan)
+            self._model = loading.load_model(plan, on_progress)
         self._model_lines = lines
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._create_context(plan.kv_tokens)
@@ -114,7 +115,7 @@ class LlamaCppEngine(Engine):
         return self._tokenizer
 
     def footprint(self) -> Footprint:
-        return log.footprint_from(self._model_lines + self._context_lines)
+        return self._footprint
 
     # --- sequences -----------------------------------------------------------------------------
 
@@ -246,24 +247,19 @@ class LlamaCppEngine(Engine):
         guards.check_resize(0, num_tokens)
         before = self._num_cells
         state = self._save_all()
-        self._free_context()
         try:
-            self._create_context(num_tokens)
-            self._restore_all(state)
-        except EngineError as exc:
-            self._free_context()
+            self._move_to_pool(num_tokens, state)
+        except BrimError as exc:
             try:
-                self._create_context(before)
-                self._restore_all(state)
-            except EngineError as fatal:
+                self._move_to_pool(before, state)
+            except BrimError as fatal:
                 # Nothing can be stepped any more; a context that is not there must not be touched.
                 self.shutdown()
                 raise EngineError(f"{fatal.message}; the model must be loaded again") from exc
             raise DoesNotFit(
-                f"a KV pool of {num_tokens} tokens is too small for the open sequences"
+                f"no KV pool of {num_tokens} tokens for the open sequences ({exc.message}); "
+                f"it keeps its {before}"
             ) from exc
-        for sequence in self._sequences.values():
-            sequence.row = None
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -367,7 +363,7 @@ class LlamaCppEngine(Engine):
             self._context = loading.new_context(
                 self._model, self._plan, num_tokens, self._abort_flag
             )
-        self._context_lines = lines
+        self._footprint = log.footprint_from(self._model_lines + lines)
         self._num_cells = num_tokens
         self._num_batch_rows = lib.llama_n_batch(self._context)
         self._pool = KvPool(self._context, lib.llama_model_n_swa(self._model))
@@ -468,6 +464,20 @@ class LlamaCppEngine(Engine):
             sequence.row = None
         if any(_TURNING in line for line in lines):
             raise EngineError(f"llama.cpp: keys could not be moved: {log.last_error()}")
+
+    def _move_to_pool(self, num_tokens: int, state: memoryview) -> None:
+        """Free the context, and make another with that state in it.
+
+        Raises:
+            BrimError: It cannot be made, or the state is not there any more.
+        """
+        self._free_context()
+        for sequence in self._sequences.values():
+            sequence.row = None
+        # Scratch memory comes and goes in pieces that the C library would keep.
+        trim_heap()
+        self._create_context(num_tokens)
+        self._restore_all(state)
 
     def _save_all(self) -> memoryview:
         """Every sequence at once, so that cells shared by forks stay shared."""

@@ -1,13 +1,21 @@
 """A model and its context as a plan asks, and what llama.cpp would abort on refused before."""
 
+import contextlib
 import ctypes
 from typing import Any
 
 from brim.core.plan import Plan
-from brim.engine.llamacpp import binding, log
+from brim.engine.base import OnProgress
+from brim.engine.llamacpp import binding, log, page_in
 from brim.engine.llamacpp.binding import lib
 from brim.engine.llamacpp.self_check import metadata
 from brim.errors import EngineError, ModelFileError
+
+READING_SHARE = 0.8
+"""Of the time of a load from a disk; llama.cpp's own part is long only where it repacks."""
+
+LOADED_SHARE = 0.95
+"""Behind it come the context and a first step."""
 
 
 def check_plan(plan: Plan) -> None:
@@ -27,8 +35,13 @@ def check_plan(plan: Plan) -> None:
         raise EngineError("llama.cpp: the micro-batch is larger than the batch")
 
 
-def load_model(plan: Plan) -> Any:
+def load_model(plan: Plan, on_progress: OnProgress | None = None) -> Any:
     """The mapped model.
+
+    Args:
+        plan: How.
+        on_progress: Told the share that is done: of the reading first, then of what llama.cpp does
+            with it.
 
     Raises:
         ModelFileError: llama.cpp cannot load it; its reason is quoted.
@@ -36,6 +49,12 @@ def load_model(plan: Plan) -> Any:
     params = lib.llama_model_default_params()
     params.load_mode = binding.LOAD_MODE_MMAP
     params.use_extra_bufts = plan.repack_weights
+    if on_progress is not None:
+        told = on_progress
+        page_in.read_in(plan.model.paths, lambda done: told(READING_SHARE * done))
+        # Kept in a name: ctypes frees a callback that nobody holds.
+        callback = _progress_callback(told)
+        params.progress_callback = callback
     paths = [path.encode() for path in plan.model.paths]
     if len(paths) == 1:
         model = lib.llama_model_load_from_file(paths[0], params)
@@ -48,6 +67,18 @@ def load_model(plan: Plan) -> Any:
             f"({log.last_error()}); try another file or another quant of the model"
         )
     return model
+
+
+def _progress_callback(on_progress: OnProgress) -> Any:
+    """llama.cpp's callback; called once a tensor, so a Python function there costs nothing."""
+
+    def callback(fraction: float, _user_data: Any) -> bool:
+        # No exception may cross llama.cpp; a report that fails must not end the loading either.
+        with contextlib.suppress(Exception):
+            on_progress(READING_SHARE + (LOADED_SHARE - READING_SHARE) * fraction)
+        return True
+
+    return lib.llama_progress_callback(callback)
 
 
 def new_context(model: Any, plan: Plan, num_tokens: int, abort_flag: Any) -> Any:

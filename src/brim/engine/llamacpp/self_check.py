@@ -68,7 +68,11 @@ def check(model: Any, context: Any, pool: KvPool, batch: Batch, plan: Plan) -> A
     num_tokens = min(_NUM_TOKENS, plan.max_batch_tokens)
     batch.clear()
     batch.add(0, [0] * num_tokens, 0, sample=True)
-    if lib.llama_decode(context, batch.native) != 0:
+    # The first step is the one that reads weights into memory: of a mixture, of all experts.
+    lib.llama_set_warmup(context, True)
+    status = lib.llama_decode(context, batch.native)
+    lib.llama_set_warmup(context, False)
+    if status != 0:
         raise EngineError(f"llama.cpp: the model does not decode: {log.last_error()}")
     # A window's cells are given to others once nobody sees them, so not *any* prefix is there.
     is_kept = lib.llama_model_n_swa(model) == 0

@@ -216,6 +216,24 @@ class SequenceCaches:
         """Bytes that are taken, whatever they hold."""
         return sum(getattr(leaf, "nbytes", 0) for leaf in self._leaves)
 
+    @property
+    def num_cells(self) -> int:
+        """Tokens for which memory is taken, by the layers that keep all of them."""
+        return max(
+            (
+                leaf.parts[0].shape[2]
+                for leaf in self._leaves
+                if isinstance(leaf, LayerKV) and not isinstance(leaf, WindowKV) and leaf.parts
+            ),
+            default=self.num_tokens,
+        )
+
+    def compacted(self) -> "SequenceCaches":
+        """A copy, evaluated, that takes memory for what is held and no more until it is fed."""
+        copy = self.fork(self.num_tokens, self.num_tokens)
+        copy.expect(self._max_tokens)
+        return copy
+
     def arrays(self) -> list[mx.array]:
         """Everything that a step changed, to evaluate."""
         found: list[mx.array] = []

@@ -19,17 +19,18 @@ from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan, StepResult
 from brim.engine import guards, kv_block
-from brim.engine.base import Allocate, Capabilities, Engine
+from brim.engine.base import Allocate, Capabilities, Engine, OnProgress
 from brim.engine.dry import DryBreakers
 from brim.engine.mlx import attention, library, limits, loading
 from brim.engine.mlx.caches import CacheMaker
 from brim.engine.mlx.decode import Decoder
-from brim.engine.mlx.kv_cache import KV_BITS
+from brim.engine.mlx.kv_cache import KV_BITS, padded_tokens
 from brim.engine.mlx.sampler import SAMPLERS, Draw, Drawn, SequenceSampler, draw
 from brim.engine.mlx.self_check import check
 from brim.engine.mlx.sequence import MlxSequence
 from brim.engine.mlx.tokenizer import HfTokenizer
 from brim.errors import BrimError, Busy, DoesNotFit, EngineError, StoreError
+from brim.planner.kv import BLOCK_TOKENS
 
 VERSION = f"mlx-{version('mlx')} mlx-lm-{library.version()}"
 
@@ -39,7 +40,7 @@ class MlxEngine(Engine):
 
     _is_loaded = False
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: Plan, on_progress: OnProgress | None = None) -> None:
         _check_plan(plan)
         with _backend_errors():
             limits.set_limits(plan)
@@ -47,7 +48,7 @@ class MlxEngine(Engine):
             directory = loading.find_directory(plan.model.paths)
             # Before the weights: what is wrong with it shows in a moment, and they take minutes.
             tokenizer = HfTokenizer.from_directory(directory, plan.model.vocab_size)
-            loaded = loading.load(plan)
+            loaded = loading.load(plan, on_progress)
             caches = CacheMaker(loaded.model, kv_type=plan.kv_type_k)
             decoder = Decoder(loaded.model)
             self._is_exact = check(decoder, caches)
@@ -62,6 +63,7 @@ class MlxEngine(Engine):
         self._drawn: Drawn | None = None
         self._logits: mx.array | None = None
         self._is_aborted = False
+        self._num_steps = 0
         self._identity = f"{plan.model.fingerprint} {VERSION} kv={plan.kv_type_k}"
         self._is_loaded = True
         limits.trim()
@@ -115,7 +117,14 @@ class MlxEngine(Engine):
             dry_breakers=self._dry_breakers,
         )
         bound = None if max_tokens is None else min(max_tokens, self._plan.context_tokens)
-        self._sequences[seq_id] = MlxSequence(sampler, self._caches.new(bound), bound)
+        sequence = self._sequences[seq_id] = MlxSequence(sampler, self._caches.new(bound), bound)
+        try:
+            with _backend_errors():
+                self._compact(self._num_cells)
+        except EngineError:
+            del self._sequences[seq_id]
+            raise
+        sequence.fed_in_step = self._num_steps
         return seq_id
 
     def close(self, seq_id: int) -> None:
@@ -224,10 +233,20 @@ class MlxEngine(Engine):
         sequence.tokens += block.tokens
 
     def resize_kv(self, num_tokens: int) -> None:
-        """Sequences own their memory, so a pool is only a bound; what was freed goes back now."""
+        """Sequences own their memory, so a pool is only a bound.
+
+        What sequences took beyond it, and what was freed, goes back now.
+        """
         guards.check_resize(self._num_used, num_tokens)
+        try:
+            self._compact(num_tokens)
+            limits.set_pool(self._plan, num_tokens)
+            limits.trim()
+        except Exception as exc:
+            raise DoesNotFit(
+                f"no KV pool of {num_tokens} tokens (mlx: {exc}); it keeps its {self._num_cells}"
+            ) from exc
         self._num_cells = num_tokens
-        limits.trim()
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -243,8 +262,10 @@ class MlxEngine(Engine):
         for sequence in self._sequences.values():
             sequence.row = None
         self._is_aborted = False
+        self._num_steps += 1
         with self._taken_back(plan, lengths):
             for feed in plan.feeds:
+                self._known(feed.seq_id).fed_in_step = self._num_steps
                 self._read(feed)
             self._drawn = self._draw([feed for feed in plan.feeds if feed.sample])
         self._submitted = plan
@@ -293,6 +314,26 @@ class MlxEngine(Engine):
     @property
     def _num_free(self) -> int:
         return self._num_cells - self._num_used
+
+    def _compact(self, num_cells: int) -> None:
+        """Have sequences take memory for no more than so many tokens, if they hold no more.
+
+        Each took, or will take, as much as it was opened for, also where it ended long before.
+        Those that were not fed for longest give back what they do not hold; one that goes on after
+        all takes it again.
+        """
+        sequences = [each for each in self._sequences.values() if not each.is_broken]
+        num_over = sum(each.num_cells for each in sequences) - num_cells
+        # Cells come in blocks, of which each sequence may fill one in part.
+        num_over -= BLOCK_TOKENS * len(sequences)
+        for sequence in sorted(sequences, key=lambda each: each.fed_in_step):
+            if num_over <= 0:
+                return
+            num_spare = sequence.num_cells - padded_tokens(len(sequence.tokens))
+            if sequence.tokens and num_spare > 0:
+                self._decoder.release(sequence.caches)
+                sequence.caches = sequence.caches.compacted()
+                num_over -= num_spare
 
     def _read(self, feed: Feed) -> None:
         """Feed all tokens but the one behind which a token is drawn, in bounded evaluations."""

@@ -9,6 +9,7 @@ import mlx.core as mx
 from brim.core.memory import Footprint
 from brim.core.model import ModelSpec
 from brim.core.plan import Plan
+from brim.machine.heap import trim_heap
 from brim.planner import mlx_limits
 from brim.planner.mlx_kv import attention_is_fused
 from brim.planner.mlx_memory import freed_arrays_limit_bytes
@@ -25,6 +26,14 @@ def set_limits(plan: Plan) -> None:
     if is_on_gpu():
         recommended_bytes = int(mx.device_info().get("max_recommended_working_set_size", 0))
         mx.set_wired_limit(mlx_limits.wired_limit_bytes(plan, recommended_bytes))
+
+
+def set_pool(plan: Plan, kv_tokens: int) -> None:
+    """Hold MLX to what the plan grants with a pool of another size."""
+    if plan.memory.compute_bytes:
+        kv_bytes = plan.memory.kv_bytes * kv_tokens // plan.kv_tokens
+        limit_bytes = mlx_limits.memory_limit_bytes(plan)
+        mx.set_memory_limit(limit_bytes - plan.memory.kv_bytes + kv_bytes)
 
 
 def is_on_gpu() -> bool:
@@ -78,3 +87,5 @@ def trim() -> None:
     """
     mx.synchronize()
     mx.clear_cache()
+    # On a processor MLX allocates with the C library.
+    trim_heap()

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from brim.core.plan import Plan
+from brim.engine.base import OnProgress
 from brim.engine.mlx import library
 from brim.errors import BrimError, ModelFileError
 from brim.registry.safetensors_header import read_json
@@ -47,8 +48,12 @@ class LoadedModel(NamedTuple):
     """Of all parameters as they are in memory."""
 
 
-def load(plan: Plan) -> LoadedModel:
+def load(plan: Plan, on_progress: OnProgress | None = None) -> LoadedModel:
     """Load the model that a plan names.
+
+    Args:
+        plan: The plan.
+        on_progress: Told the share of the weights' bytes that is read.
 
     Raises:
         ModelFileError: A file is missing or damaged, the config lacks something or contradicts the
@@ -63,11 +68,15 @@ def load(plan: Plan) -> LoadedModel:
         )
         _check_types(directory, model, config)
         _check_computable(directory, model)
-        weights_bytes = _read_weights(model)
+        weights_bytes = _read_weights(model, on_progress or _ignore)
     return LoadedModel(model, config, weights_bytes)
 
 
-def _read_weights(model: Any) -> int:
+def _ignore(_fraction: float) -> None:
+    """Nobody wants to know."""
+
+
+def _read_weights(model: Any, on_progress: OnProgress) -> int:
     """Read all parameters, in the order in which the model was built; their bytes.
 
     One is read while the one before is finished: 200 MB in 0.14 s where one at a time takes 0.21
@@ -77,10 +86,12 @@ def _read_weights(model: Any) -> int:
     num_bytes = 0
     before = None
     weights: Any = tree_flatten(model.parameters())
+    total = max(1, sum(weight.nbytes for _, weight in weights))
     for _, weight in weights:
         mx.async_eval(weight)
         if before is not None:
             mx.eval(before)
+            on_progress(num_bytes / total)
         before = weight
         num_bytes += weight.nbytes
     mx.synchronize()
