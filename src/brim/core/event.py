@@ -10,6 +10,8 @@ class EventKind(StrEnum):
 
     STANCE_CHANGED = "stance changed"
     """The governor allows more or less than before."""
+    STANCE_MEASURED = "stance measured"
+    """What a new power mode did to the power drawn, where the machine can tell."""
     IDLE_KV_DROPPED = "idle kv dropped"
     KV_SHRUNK = "kv shrunk"
     KV_GROWN = "kv grown"
@@ -20,6 +22,8 @@ class EventKind(StrEnum):
     MODEL_UNLOADED = "model unloaded"
     UNLOAD_FAILED = "unload failed"
     """The memory did not come back; harder means follow."""
+    ACTION_FAILED = "action failed"
+    """Something that the governor wanted done could not be; it is tried again later."""
     WORKER_DIED = "worker died"
     MODEL_QUARANTINED = "model quarantined"
     BUDGET_TIGHTENING = "budget tightening"

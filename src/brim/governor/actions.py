@@ -11,6 +11,8 @@ class ActionKind(StrEnum):
     """In the order of how much they hurt."""
 
     SET_STANCE = "set stance"
+    ANNOUNCE_LEAVING = "announce leaving"
+    """Tell apps that an idle model will go soon; nothing is done to it."""
     GROW_KV = "grow kv"
     DROP_IDLE_KV = "drop idle kv"
     """Idle sequences go, what is worth it to disk first, and the pool shrinks to what runs."""
@@ -27,3 +29,5 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     stance: Stance | None = None
     """With SET_STANCE."""
+    leaves_in_s: float | None = None
+    """With ANNOUNCE_LEAVING."""

@@ -33,6 +33,13 @@ class ModelReading(msgspec.Struct, frozen=True, kw_only=True):
     """An operator or an app wants it kept: idleness does not unload it, pressure does last."""
     idle_unload_s: float | None = None
     """Idle time after which it leaves; None: never for that."""
+    is_changing: bool = False
+    """An action of the governor on it is under way; set by the loop."""
+
+    @property
+    def kv_excess_tokens(self) -> int:
+        """Cells that its pool could give back now."""
+        return max(0, self.kv_pool_tokens - self.kv_needed_tokens)
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +48,12 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     """By a monotonic clock."""
     conditions: Conditions
-    swap_bytes_per_s: float = 0.0
-    """Swapped in and out since the last look."""
+    ram_bytes: int | None = None
+    """Of the machine, or of the control group that binds us: what `available_bytes` is a part of.
+    """
+    swapped_in_bytes_per_s: float | None = None
+    """Since the last look; None where the system does not count, or at the first look."""
+    swapped_out_bytes_per_s: float | None = None
     watts: float | None = None
     """Drawn by the chip, where the machine can tell."""
     models: tuple[ModelReading, ...] = ()

@@ -4,8 +4,9 @@ One thread, the event loop's, records and listens.
 """
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 
 from brim.core.event import Event
 
@@ -13,7 +14,28 @@ NUM_KEPT = 1000
 """Days of a quiet server, and the whole of any bad hour."""
 
 NUM_PENDING = 256
-"""A listener that is this far behind has gone or hangs; it is told no more than these."""
+"""A listener that is this far behind has gone or hangs; it is told these and no more."""
+
+
+class Listener:
+    """Everything that is recorded while somebody listens; `EventLog.listening` gives one."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(NUM_PENDING)
+        self._is_behind = False
+
+    def hear(self, event: Event) -> None:
+        """Take an event in; the first for which there is no room, and all after it, are lost."""
+        if self._is_behind or self._queue.full():
+            self._is_behind = True
+        else:
+            self._queue.put_nowait(event)
+
+    async def next(self) -> Event | None:
+        """The next event, oldest first; None where events behind it were lost."""
+        if self._is_behind and self._queue.empty():
+            return None
+        return await self._queue.get()
 
 
 class EventLog:
@@ -26,7 +48,7 @@ class EventLog:
     def __init__(self, sink: Callable[[Event], None] | None = None) -> None:
         self._sink = sink
         self._events: deque[Event] = deque(maxlen=NUM_KEPT)
-        self._listeners: set[asyncio.Queue[Event]] = set()
+        self._listeners: set[Listener] = set()
 
     def record(self, event: Event) -> None:
         """Keep an event and tell everyone; never blocks."""
@@ -34,19 +56,18 @@ class EventLog:
         if self._sink is not None:
             self._sink(event)
         for listener in self._listeners:
-            if not listener.full():
-                listener.put_nowait(event)
+            listener.hear(event)
 
     def events(self) -> list[Event]:
         """The newest ones, oldest first."""
         return list(self._events)
 
-    async def listen(self) -> AsyncIterator[Event]:
-        """Every event from now on, until the caller stops asking."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(NUM_PENDING)
-        self._listeners.add(queue)
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Listener]:
+        """Hear what is recorded from this moment on, without a gap behind `events()`."""
+        listener = Listener()
+        self._listeners.add(listener)
         try:
-            while True:
-                yield await queue.get()
+            yield listener
         finally:
-            self._listeners.discard(queue)
+            self._listeners.discard(listener)
