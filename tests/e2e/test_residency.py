@@ -6,14 +6,14 @@ Workers are real; only the machine's size and what the models are said to need a
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from conftest import require_engine
+from support.heavy import GB, LONG, CountingAccount, Readings, heavy, patience, roomy
+from support.heavy import heavy_serving as serving
 from support.models import DEMO
 from support.serving import (
     MACHINE,
@@ -27,15 +27,13 @@ from support.serving import (
 )
 
 from brim.cli.serving import fitted
-from brim.config.tree import CacheSettings, ModelSettings, Settings
+from brim.config.tree import ModelSettings, Settings
 from brim.core.answer import FinishReason
 from brim.core.machine import MachineSpec
-from brim.core.memory import MemoryTerms
 from brim.core.model import ModelSpec
-from brim.core.plan import Grant, Plan
+from brim.core.plan import Plan
 from brim.errors import Busy, DoesNotFit, EngineError, ModelFileError, Unauthorized
 from brim.ledger.account import Account
-from brim.ledger.budget import budget_of
 from brim.ledger.entry import Phase
 from brim.ledger.history import ForecastHistory
 from brim.planner.fit import Room
@@ -48,66 +46,6 @@ from brim.runtime.forecast_errors import subject_of
 from brim.runtime.gateway import Gateway
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_blocking")]
-
-GB = 10**9
-
-
-class CountingAccount(Account):
-    """Checks after every grant that the budget holds, and counts them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_grants: dict[str, int] = {}
-
-    def grant(self, name: str, wanted: Any, machine: MachineSpec, **options: Any) -> Grant:
-        grant = super().grant(name, wanted, machine, **options)
-        self.num_grants[name] = self.num_grants.get(name, 0) + 1
-        if not options.get("force"):
-            assert self.charged_bytes <= budget_of(machine).tight.num_bytes
-        return grant
-
-
-class Readings:
-    """The machine as a test wants it read."""
-
-    def __init__(self, others_bytes: int = 3 * GB) -> None:
-        self.others_bytes = others_bytes
-
-    def __call__(self) -> MachineSpec:
-        return msgspec.structs.replace(MACHINE, others_bytes=self.others_bytes)
-
-
-def heavy(name: str, weights_bytes: int = 5 * GB, kv_bytes: int = 0, **overrides: Any) -> Plan:
-    """A toy model that claims to be large: two of 5 GB fit the test machine, three do not."""
-    memory = MemoryTerms(
-        weights_bytes=weights_bytes, kv_bytes=kv_bytes, compute_bytes=0, overhead_bytes=0
-    )
-    return msgspec.structs.replace(toy_plan(name, **overrides), memory=memory)
-
-
-LONG = 8000
-"""Tokens of an answer that outlasts any load: the toy takes a tenth of a millisecond for each."""
-
-
-def roomy(name: str) -> Plan:
-    """A large model with a window for long answers."""
-    return heavy(name, context_tokens=2 * LONG, kv_tokens=2 * LONG)
-
-
-@asynccontextmanager
-async def serving(*plans: Plan, **options: Any) -> AsyncIterator[tuple[Gateway, CountingAccount]]:
-    account = CountingAccount()
-    wait_s = options.pop("wait_s", 0.0)
-    # Without a cache on disk, for which memory would be set aside beside what models claim.
-    settings = Settings(cache=CacheSettings(enabled=False))
-    options = {"settings": settings, "read_machine": Readings(), **options}
-    gateway = Gateway(plans, account=account, **options)
-    try:
-        await gateway.start(wait_s=wait_s)
-        yield gateway, account
-    finally:
-        await gateway.stop()
-    assert account.entries() == []
 
 
 @pytest.fixture
@@ -140,16 +78,26 @@ async def test_the_least_recently_used_idle_model_gives_way() -> None:
         assert [entry.phase for entry in account.entries()] == [Phase.LOADED] * 2
 
 
-async def test_a_model_that_works_never_gives_way() -> None:
-    """While both others answer, a third is told to come again; afterwards it is served."""
+async def test_an_answer_that_runs_is_finished_before_its_model_gives_way() -> None:
+    """While both others answer, a third waits for the end of one of them, and is served then."""
     async with serving(*map(roomy, "abc")) as (gateway, _):
+        working = [await gateway.submit(request(model=name, max_tokens=LONG)) for name in "ab"]
+        waiting = asyncio.ensure_future(ask(gateway, request(model="c")))
+        for answer in working:
+            assert len(text_of((await collect(answer))[0])) == LONG
+        assert await waiting
+
+
+async def test_who_waits_longer_than_the_setting_is_told_what_for() -> None:
+    """While both others answer for longer than that: 503, who works, and when to come again."""
+    async with serving(*map(roomy, "abc"), settings=patience(0.2)) as (gateway, _):
         working = [await gateway.submit(request(model=name, max_tokens=LONG)) for name in "ab"]
         with pytest.raises(Busy, match="model 'c' has no room while a, b works") as caught:
             await gateway.submit(request(model="c"))
         assert caught.value.retry_after_s is not None
         for answer in working:
-            assert len(text_of((await collect(answer))[0])) == LONG
-        assert await ask(gateway, request(model="c"))
+            answer.cancel()
+        assert await ask(gateway, request(model="a")), "nobody waits for its place any more"
 
 
 async def test_as_few_models_as_needed_give_way() -> None:
@@ -186,11 +134,13 @@ async def test_a_request_that_comes_while_the_server_starts_is_served() -> None:
         await gateway.stop()
 
 
-async def test_a_start_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_takes_long_is_said() -> None:
     """A request is told that the model is being loaded, and nothing else happens."""
-    monkeypatch.setattr(residency, "START_WAIT_S", 0.01)
     gateway = Gateway(
-        [heavy("a")], settings=Settings(), account=Account(), read_machine=Readings(15 * GB)
+        [heavy("a")],
+        settings=patience(0.01),
+        account=Account(),
+        read_machine=Readings(15 * GB),
     )
     starting = asyncio.ensure_future(gateway.start(wait_s=60.0))
     with pytest.raises(Busy, match="model 'a' is being loaded; try again in 5 s"):
@@ -289,7 +239,10 @@ async def test_who_waits_for_a_restart_when_the_server_stops_is_told_that() -> N
 
 
 async def test_a_forced_request_has_its_model_loaded_where_it_does_not_fit() -> None:
-    """Idle models give way first; beside those that work it is forced in, where that is allowed."""
+    """Idle models give way first; beside those that work it is forced in, where that is allowed.
+
+    Who waited for it before, and would not have forced it, is served with it.
+    """
     settings = Settings(models=ModelSettings(allow_force=True))
     async with serving(*map(roomy, "abc"), settings=settings) as (gateway, account):
         assert await ask(gateway, request(model="c", force=True))
@@ -297,11 +250,9 @@ async def test_a_forced_request_has_its_model_loaded_where_it_does_not_fit() -> 
         names = [status.name for status in gateway.models() if status.state is ModelState.READY]
         working = [await gateway.submit(request(model=n, max_tokens=LONG)) for n in names]
         [left] = {"a", "b", "c"} - {*names}
-        refused = asyncio.ensure_future(gateway.submit(request(model=left)))
+        patient = asyncio.ensure_future(ask(gateway, request(model=left)))
         forced = asyncio.ensure_future(ask(gateway, request(model=left, force=True)))
-        with pytest.raises(Busy, match="has no room while"):
-            await refused
-        assert await forced
+        assert await patient == await forced
         assert account.entry(left).is_forced
         for answer in working:
             answer.cancel()

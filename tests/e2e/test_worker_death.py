@@ -21,6 +21,7 @@ from support.models import DEMO, plan_for
 from support.serving import ask, collect, request, serving, settings_with, toy_plan, until
 
 from brim.core.answer import FinishReason
+from brim.core.event import EventKind
 from brim.core.plan import Plan
 from brim.errors import Busy, EngineError, WorkerDied
 from brim.runtime import gateway as gateway_module
@@ -164,7 +165,7 @@ async def test_three_deaths_without_an_answer_quarantine_the_model() -> None:
         await asyncio.sleep(0.3)  # longer than a restart takes
         status = gateway.models()[0]
         assert status.state is ModelState.QUARANTINED
-        assert status.pid is None
+        assert (status.pid, status.resident_bytes, status.leaves_in_s) == (None, None, None)
         assert "died 3 times without an answer" in status.reason
         with pytest.raises(EngineError, match=r"quarantined: .*SIGKILL.* start brim again"):
             await gateway.submit(request())
@@ -180,6 +181,19 @@ async def test_answers_between_deaths_keep_the_model_in_service() -> None:
             os.kill(worker_pid(gateway), signal.SIGKILL)
             assert await ask(gateway, request())
         assert gateway.models()[0].num_deaths == 4
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_blocking")
+async def test_whoever_was_told_of_a_death_is_told_that_the_model_is_back() -> None:
+    """A death and the end of its repair are two events."""
+    async with serving(settings=settings_with(restart_backoff_s=0.01)) as gateway:
+        os.kill(worker_pid(gateway), signal.SIGKILL)
+        assert await ask(gateway, request())
+        died, loaded = gateway.event_log.events()[-2:]
+        assert (died.kind, loaded.kind) == (EventKind.WORKER_DIED, EventKind.MODEL_LOADED)
+        assert loaded.cause == "its worker died and was started again"
+        assert loaded.model == gateway.models()[0].name
 
 
 @pytest.mark.anyio
@@ -276,7 +290,7 @@ async def test_a_defect_in_the_worker_is_named(defective_plan: Plan) -> None:
     """
     import os
     from brim.engine.toy import ToyEngine
-    ToyEngine.load = lambda self, plan: os._exit(7)
+    ToyEngine.load = lambda self, *given: os._exit(7)
     """
 )
 @pytest.mark.anyio
@@ -294,10 +308,10 @@ async def test_a_worker_that_dies_while_loading_fails_the_start(defective_plan: 
     from brim.engine.toy import ToyEngine
     from brim.errors import ModelFileError
     load = ToyEngine.load
-    def load_or_fail(self, plan):
+    def load_or_fail(self, *given):
         if os.path.exists(os.path.dirname(__file__) + "/is-broken"):
             raise ModelFileError("the file has been cut short")
-        load(self, plan)
+        load(self, *given)
     ToyEngine.load = load_or_fail
     """
 )

@@ -9,7 +9,7 @@ import msgspec
 from brim.cli.dispatch import ENGINE_OF_FORMAT as ENGINE_OF_FORMAT
 from brim.cli.dispatch import choose_form
 from brim.cli.speed_sources import usable_calibration
-from brim.config.tree import Settings
+from brim.config.tree import ModelSettings, Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Objective, Plan, Verdict
 from brim.errors import ConfigError
@@ -22,6 +22,9 @@ DEMO = "demo"
 
 HOW_TO_GET_A_MODEL = "for a real one: -m FILE.gguf, -m MODEL_DIR or -m hf:ORG/REPO"
 
+
+MAX_SEQUENCES = 256
+"""As many as llama.cpp takes."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 """Names that a model may be served under; no slash, so that a path is not taken for one."""
@@ -80,14 +83,16 @@ def plan_model(
         engine: By the forms the model is at hand in, and the machine, unless given.
         objective: By the settings unless given.
         context_tokens: A wish, which must suit the model; the setting's value gives way to it.
-        max_sequences: By the settings unless given.
+        max_sequences: By the settings, for this model or for all, unless given.
         is_only_model: Whether no other model is loaded or will be.
 
     Raises:
         BrimError: The model cannot be found or read, or a wish contradicts it.
     """
     objective = settings.models.objective if objective is None else objective
-    max_sequences = settings.models.max_sequences if max_sequences is None else max_sequences
+    num_wished = max_sequences
+    if max_sequences is None:
+        max_sequences = sequences_of(settings.models, name)
     budget = budget_of(machine)
     chosen = choose_form(
         forms_of(reference, name=name),
@@ -99,6 +104,8 @@ def plan_model(
         max_sequences=max_sequences,
     )
     spec = chosen.form.fetch()
+    if num_wished is None:
+        max_sequences = sequences_of(settings.models, spec.name)  # known by its name only now
     if context_tokens is None:
         context_tokens = min(settings.models.context_tokens, spec.trained_context_tokens)
     plan = make_plan(
@@ -113,6 +120,27 @@ def plan_model(
         exact_profile=settings.models.exact_profile,
     )
     return with_engine_reason(plan, chosen.reason)
+
+
+def sequences_of(settings: ModelSettings, name: str | None) -> int:
+    """Most sequences of one model: what `models.parallel` gives it, else `models.max_sequences`.
+
+    Raises:
+        ConfigError: It is named twice, or has more than an engine takes.
+
+    Example:
+        >>> sequences_of(ModelSettings(parallel=("chat=4",)), "chat")
+        4
+    """
+    given = [each.rpartition("=") for each in settings.parallel]
+    numbers = [int(number) for named, _, number in given if named == name]
+    if len(numbers) > 1 or any(number > MAX_SEQUENCES for number in numbers):
+        raise ConfigError(
+            f"models.parallel gives '{name}' {' and '.join(map(str, numbers))} sequences; give it "
+            f"one number of at most {MAX_SEQUENCES}",
+            param="models.parallel",
+        )
+    return numbers[0] if numbers else settings.max_sequences
 
 
 def with_engine_reason(plan: Plan, reason: str) -> Plan:
@@ -135,6 +163,29 @@ def check_names(plans: Sequence[Plan]) -> None:
                 param="model",
             )
         seen.add(name)
+
+
+def names_not_served(settings: ModelSettings, plans: Sequence[Plan]) -> list[str]:
+    """A sentence for each setting that names a model which is not served, as a misspelt one is.
+
+    Nothing is refused: one file of settings may be for several servers.
+
+    Example:
+        >>> names_not_served(ModelSettings(keep_loaded=("chat",)), [])
+        ["models.keep_loaded names 'chat', which is not served here, and has no effect"]
+    """
+    served = {plan.model.name for plan in plans}
+    named = {
+        "keep_loaded": settings.keep_loaded,
+        "pairs": [name for pair in settings.pairs for name in pair.split("+")],
+        "parallel": [each.rpartition("=")[0] for each in settings.parallel],
+    }
+    return [
+        f"models.{key} names '{name}', which is not served here, and has no effect"
+        for key, names in named.items()
+        for name in dict.fromkeys(names)
+        if name not in served
+    ]
 
 
 def room_note(grant: Grant) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from brim.cli.state import ServerState
+    from brim.core.stance import Stance
     from brim.ledger.entry import Statement
     from brim.ledger.history import ForecastError
     from brim.runtime.api import ModelStatus
@@ -24,25 +26,62 @@ def ps(
 ) -> None:
     """List the models of the running server: state, bytes planned and held, and forecast errors."""
     from brim.cli.errors import say
-    from brim.cli.neighbours import statement_of, statuses_of
+    from brim.cli.neighbours import stance_of, statement_of, statuses_of
     from brim.cli.output import print_json
     from brim.cli.state import one_server
 
     server = one_server(port)
     statuses = statuses_of(server, within_s=ANSWER_LIMIT_S)
     statement = statement_of(server, within_s=ANSWER_LIMIT_S)
+    stance = stance_of(server, within_s=ANSWER_LIMIT_S)
     if as_json:
-        print_json({"server": server, "models": statuses, "ledger": statement})
+        listed = {"models": statuses, "ledger": statement, "governor": stance}
+        print_json({"server": _shown(server), **listed})
         return
     _print_models(statuses)
     for status in statuses:
         if reason := status.plan.reasons.get("engine"):
             typer.echo(f"{status.name} runs on {status.plan.engine}: {reason}")
+    for target, draft in sorted({status.pair for status in statuses if status.pair}):
+        typer.echo(f"{target} and {draft} are a pair: loaded and unloaded together")
     if statement is not None:
         _print_statement(statement)
+    if stance.reason:
+        typer.echo(f"governor: {stance.reason}{_forbidden(stance)}")
     for status in statuses:
         if status.reason:
             say(f"{status.name}: {status.reason}")
+
+
+def _forbidden(stance: "Stance") -> str:
+    """What is not allowed at the moment, in words.
+
+    Example:
+        >>> from brim.core.stance import Stance, WorkLimits
+        >>> _forbidden(Stance(loads=False, work=WorkLimits(runs_background=False)))
+        '; no model is loaded, background work waits'
+    """
+    words = []
+    if not stance.admits:
+        words.append("nothing new is admitted")
+    if not stance.loads:
+        words.append("no model is loaded")
+    if not stance.work.runs_background:
+        words.append("background work waits")
+    if stance.work.pace_fraction < 1:
+        words.append(f"steps run {100 * stance.work.pace_fraction:.0f} % of the time")
+    return "; " + ", ".join(words) if words else ""
+
+
+def _shown(server: "ServerState") -> dict[str, object]:
+    """What may be pasted into a bug report: all but the token, which opens the server."""
+    import msgspec
+
+    return {
+        name: value
+        for name, value in msgspec.to_builtins(server).items()
+        if name != "operator_token"
+    }
 
 
 def _print_models(statuses: "Sequence[ModelStatus]") -> None:
@@ -51,26 +90,66 @@ def _print_models(statuses: "Sequence[ModelStatus]") -> None:
     rows = [
         (
             status.name,
-            status.state.value,
+            _state(status),
             status.plan.engine,
             status.plan.kv_type_k,
             str(status.plan.context_tokens),
             gib(status.plan.memory.total_bytes),
+            "-" if status.entry is None else gib(status.entry.charged_bytes),
             "-" if status.resident_bytes is None else gib(status.resident_bytes),
-            "-" if status.entry is None else gib(status.entry.kv_reserved_bytes),
+            _kv_tokens(status),
+            _requests(status),
+            "-" if status.idle_s is None else _duration(status.idle_s),
+            _leaves(status),
             _error(status.forecast_errors),
             _cached(status.requests),
             _on_disk(status.worker_stats),
-            _requests(status),
             "-" if status.pid is None else str(status.pid),
         )
         for status in statuses
     ]
     head = (
-        "model", "state", "engine", "kv", "context", "planned", "resident", "kv in use", "error",
-        "cached", "on disk", "running", "pid",
+        "model", "state", "engine", "kv", "context", "planned", "granted", "measured",
+        "kv tokens used", "running", "idle", "leaves", "error", "cached", "on disk", "pid",
     )  # fmt: skip
-    print_table(head, rows, right=frozenset(range(4, 13)))
+    print_table(head, rows, right=frozenset({*range(4, 11), *range(12, 16)}))
+
+
+def _state(status: "ModelStatus") -> str:
+    """How far a load is, where one is under way."""
+    if status.load_progress is None:
+        return status.state.value
+    percent = f"{status.state.value} {100 * status.load_progress:.0f} %"
+    eta_s = status.load_eta_s
+    return percent if eta_s is None else f"{percent}, {_duration(eta_s)} left"
+
+
+def _kv_tokens(status: "ModelStatus") -> str:
+    """Cells of the pool in use, of how many, and of how many by the plan where that is more."""
+    if not status.kv_pool_tokens:
+        return "-"
+    words = f"{status.kv_used_tokens} of {status.kv_pool_tokens}"
+    is_smaller = status.kv_pool_tokens < status.plan.kv_tokens
+    return f"{words} ({status.plan.kv_tokens} planned)" if is_smaller else words
+
+
+def _leaves(status: "ModelStatus") -> str:
+    """When idleness takes a model out of memory, or why it stays."""
+    if status.leaves_in_s is not None:
+        return f"in {_duration(status.leaves_in_s)}"
+    return f"stays: {status.stays}" if status.stays else "-"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for a column.
+
+    Example:
+        >>> _duration(42.4), _duration(150), _duration(7200)
+        ('42 s', '2.5 min', '2.0 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _cached(counts: "RequestCounts") -> str:
@@ -95,8 +174,11 @@ def _on_disk(stats: "Stats | None") -> str:
 
 
 def _requests(status: "ModelStatus") -> str:
-    """Requests in work, and those that wait for them."""
-    return f"{status.num_running}" + (f" (+{status.num_waiting})" if status.num_waiting else "")
+    """Requests in work, those that wait for them, and those that wait for the model."""
+    waiting = [f"+{status.num_waiting}"] if status.num_waiting else []
+    if status.num_waiting_load:
+        waiting.append(f"{status.num_waiting_load} for its load")
+    return f"{status.num_running}" + (f" ({', '.join(waiting)})" if waiting else "")
 
 
 def _error(errors: "Sequence[ForecastError]") -> str:

@@ -4,7 +4,7 @@ Pure: a reading of the machine comes in with each question.  `MachineSpec.others
 out the processes of the entries themselves, as `machine.read_machine` does.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -169,10 +169,12 @@ class Account:
         if answer.verdict is Verdict.NO and not force:
             raise DoesNotFit(refusal(name, answer))
         planned = wanted.memory if isinstance(wanted, Plan) else wanted
+        terms = corrected(planned, past)
         self._entries[name] = Entry(
             name=name,
             planned=planned,
-            terms=corrected(planned, past),
+            terms=terms,
+            full_kv_bytes=terms.kv_bytes,
             verdict=answer.verdict,
             is_forced=answer.verdict is Verdict.NO,
         )
@@ -210,6 +212,45 @@ class Account:
             KeyError: No such entry.
         """
         self._replace(name, measured_bytes=measured_bytes)
+
+    def resize_pool(self, name: str, kv_tokens: int, plan_tokens: int) -> None:
+        """Charge a model for the pool that it has now, in place of the one of its plan.
+
+        What was measured before says nothing of it any more.
+
+        Args:
+            name: The model.
+            kv_tokens: Cells of its pool.
+            plan_tokens: Cells that it was granted.
+
+        Raises:
+            KeyError: No such entry.
+        """
+        entry = self._entries[name]
+        kv_bytes = pool_bytes(entry.full_kv_bytes, kv_tokens, plan_tokens)
+        terms = msgspec.structs.replace(entry.terms, kv_bytes=kv_bytes)
+        self._replace(name, terms=terms, measured_bytes=None)
+
+    def trial_copy(
+        self, *, without: Collection[str] = (), kv_bytes: Mapping[str, int] | None = None
+    ) -> "Account":
+        """The account as it would be without some entries and with smaller pools of others.
+
+        Args:
+            without: Entries to leave out, as if they had been released.
+            kv_bytes: Entry -> what its pool would take.
+        """
+        copy = self._copy(without)
+        for name, num_bytes in (kv_bytes or {}).items():
+            if name in copy:
+                entry = copy.entry(name)
+                freed, measured = entry.terms.kv_bytes - num_bytes, entry.measured_bytes
+                copy._replace(
+                    name,
+                    terms=msgspec.structs.replace(entry.terms, kv_bytes=num_bytes),
+                    measured_bytes=None if measured is None else max(0, measured - freed),
+                )
+        return copy
 
     def reserve(
         self, owner: str, kind: TransientKind, num_bytes: int, machine: MachineSpec
@@ -289,6 +330,16 @@ class Account:
         copy._entries = {n: each for n, each in self._entries.items() if n not in without}
         copy._transients = {k: each for k, each in self._transients.items() if k[0] not in without}
         return copy
+
+
+def pool_bytes(full_bytes: int, kv_tokens: int, plan_tokens: int) -> int:
+    """What a pool takes, rounded up, where the planned one takes `full_bytes`.
+
+    Example:
+        >>> pool_bytes(1000, 256, 1024)
+        250
+    """
+    return -(-full_bytes * kv_tokens // max(1, plan_tokens))
 
 
 def _grant(

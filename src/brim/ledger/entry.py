@@ -30,6 +30,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     terms: MemoryTerms
     """What is charged: the forecast with its past errors counted in."""
     verdict: Verdict
+    full_kv_bytes: int = 0
+    """Of the whole planned pool; `terms.kv_bytes` follows the pool when it is resized."""
     phase: Phase = Phase.GRANTED
     is_forced: bool = False
     """Whether it was entered although it did not fit."""
@@ -60,7 +62,7 @@ class TransientKind(StrEnum):
     """Bytes that are needed for a moment, beside what models hold."""
 
     KV_GROWTH = "kv_growth"
-    """The second copy of a KV pool while it is being resized."""
+    """What a pool takes more once it has grown, and the copy of what it holds meanwhile."""
     PREFIX_CACHE_WRITE = "prefix_cache_write"
     """KV on its way to a file."""
 
@@ -118,7 +120,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_bytes: int
     """Writes in flight."""
     transient_bytes: int
-    """KV growth copies in flight."""
+    """KV pools that grow."""
     is_simulated: bool = False
     entries: tuple[EntryLine, ...] = ()
 

@@ -19,6 +19,16 @@ class KvAccount:
         """Tokens of the pool that admitted requests can come to hold; at most all of it."""
         return min(self.kv_tokens, self._num_asked)
 
+    @property
+    def largest_bound(self) -> int:
+        """Of one admitted request; a smaller pool would let it wait for ever."""
+        return max(self._bounds.values(), default=0)
+
+    def resize(self, kv_tokens: int) -> None:
+        """The pool has another size now; no smaller than the largest bound in it."""
+        assert kv_tokens >= self.largest_bound
+        self.kv_tokens = kv_tokens
+
     def has_room_for(self, num_tokens: int) -> bool:
         """Whether a request of this bound would find its cells free, shared prefixes left out."""
         return self._num_asked + num_tokens <= self.kv_tokens

@@ -21,6 +21,7 @@ class StreamedAnswer:
         queue_place: Where it stood in the queue when it was started.
         overflow: What was done to its prompt to make it fit.
         moved_lines: Lines of it that do not stand where the client put them.
+        instead_of: The model that was asked for, where that is another one.
         on_cancel: Called when the client gives up before the end.
     """
 
@@ -36,6 +37,7 @@ class StreamedAnswer:
         queue_place: int = 0,
         overflow: OverflowReport | None = None,
         moved_lines: tuple[MovedLine, ...] = (),
+        instead_of: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.num_prompt_tokens = num_prompt_tokens
@@ -44,6 +46,7 @@ class StreamedAnswer:
         self.queue_place = queue_place
         self.overflow = overflow
         self.moved_lines = moved_lines
+        self.instead_of = instead_of
         self._on_cancel = on_cancel
         self._owed = set(range(num_choices))
         self._arrived = DeltaBuffer()

@@ -14,9 +14,11 @@ from brim.core.answer import Delta, MovedLine, OverflowReport
 from brim.core.memory import Footprint
 from brim.core.plan import Plan
 from brim.core.request import OverflowPolicy, Request
+from brim.core.stance import Stance
 from brim.ledger.entry import EntryLine, Statement
 from brim.ledger.history import ForecastError
 from brim.runtime.request_counts import RequestCounts
+from brim.telemetry.event_log import EventLog
 from brim.worker.protocol import Stats
 
 
@@ -60,6 +62,24 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What it costs the machine's account; None while it is out of memory."""
     forecast_errors: tuple[ForecastError, ...] = ()
     """What was planned and what was measured of this load, for each term."""
+    kv_pool_tokens: int = 0
+    """Cells that its pool has now, at most `plan.kv_tokens`; 0 while it is out of memory."""
+    kv_used_tokens: int = 0
+    """Cells that running requests hold or were promised, a few seconds old at most."""
+    idle_s: float | None = None
+    """Since its last request ended; None while it has one, or is out of memory."""
+    leaves_in_s: float | None = None
+    """When idleness will take it out of memory; None where that will not happen."""
+    stays: str = ""
+    """Why it does not leave for idleness, while it is in memory: 'in use', 'pinned by ...'."""
+    num_waiting_load: int = 0
+    """Requests that wait for it to be loaded, or for its turn."""
+    load_progress: float | None = None
+    """0 to 1 while it is being loaded; None otherwise."""
+    load_eta_s: float | None = None
+    """Seconds until it is loaded, by its progress so far."""
+    pair: tuple[str, str] | None = None
+    """(target, draft) where it is one of two models that are loaded and leave together."""
 
 
 class Answer(Protocol):
@@ -69,6 +89,11 @@ class Answer(Protocol):
     max_tokens: int
     """Bound of each choice, after the window and the answer bound were applied."""
     plan: Plan
+
+    @property
+    def instead_of(self) -> str | None:
+        """The model that was asked for, where its smaller partner answers in its place."""
+        ...
 
     @property
     def queue_place(self) -> int:
@@ -101,6 +126,22 @@ class Answer(Protocol):
 class Runtime(Protocol):
     """Admits requests and tells about models."""
 
+    @property
+    def event_log(self) -> EventLog:
+        """What happened to models and to what is allowed, for people and apps."""
+        ...
+
+    def stance(self) -> Stance:
+        """What is allowed at the moment; everything where nothing governs."""
+        ...
+
+    def load_progress(self, model: str) -> float | None:
+        """How far the load of a model is, 0 to 1, where requests wait for it; None where none is.
+
+        0 while it waits for its turn.
+        """
+        ...
+
     def models(self) -> list[ModelStatus]:
         """All served models, in the order they were given."""
         ...
@@ -124,6 +165,9 @@ class Runtime(Protocol):
             Busy: Draining, restarting, queue full, or no room for the model or the request now;
                 `retry_after_s` is set.
             DoesNotFit: The model was out of memory and has no room.
+            RateLimited: Its app has as many requests in work, in this minute or in this pool as it
+                may.
+            OverBudget: Its app has used up what it may in a day.
             Unauthorized: The request is forced and the operator does not allow that.
             EngineError: The model is quarantined or the worker failed.
         """

@@ -7,13 +7,13 @@ The account itself is touched on the event loop alone; files and readings are of
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 import msgspec
 
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Plan, Verdict
-from brim.errors import DoesNotFit
+from brim.errors import Busy, DoesNotFit
 from brim.ledger.account import Account
 from brim.ledger.book import Book, Page, beside
 from brim.ledger.correction import PastErrors, corrected
@@ -95,25 +95,42 @@ class Granter:
         return plan, answer, pool
 
     async def trial(
-        self, wish: Plan, *, without: Collection[str] = (), others_bytes: int | None = None
+        self,
+        *wishes: Plan,
+        without: Collection[str] = (),
+        kv_bytes: Mapping[str, int] | None = None,
+        others_bytes: int | None = None,
     ) -> Grant:
-        """What `grant` would answer; changes nothing.
+        """What `grant` would answer by the newest reading to models that come together.
+
+        Changes nothing.
 
         Args:
-            wish: The model.
+            wishes: The models, one after the other.
             without: Entries to leave out.
+            kv_bytes: Entry -> what its pool would take after it was made smaller.
             others_bytes: In place of what is read, such as 0 for a machine of our own.
+
+        Returns:
+            The first refusal, or what the last one was answered.
         """
-        async with self._page() as page:
-            machine = await self._read(page)
-        past = await self._past(wish, machine)
+        machine = self._machine
         if others_bytes is not None:
             # Anew, without what other brim processes were granted.
             machine = await asyncio.to_thread(self._read_machine)
             machine = msgspec.structs.replace(machine, others_bytes=others_bytes)
-        room = self._account.room(machine, without=without)
-        plan = await asyncio.to_thread(self._suited, wish, machine, past, room)
-        return self._account.ask(plan, machine, past=past, without=without)
+        elif machine is None:
+            async with self._page() as page:
+                machine = await self._read(page)
+        account = self._account.trial_copy(without=without, kv_bytes=kv_bytes)
+        for wish in wishes:
+            past = await self._past(wish, machine)
+            plan = await asyncio.to_thread(self._suited, wish, machine, past, account.room(machine))
+            answer = account.ask(plan, machine, past=past)
+            if answer.verdict is Verdict.NO:
+                break
+            account.grant(plan.model.name, plan, machine, past=past)
+        return answer
 
     async def reserve_writes(self, name: str, max_bytes: int) -> int:
         """Set memory aside for KV on its way to the disk, as long as the model stands there.
@@ -136,6 +153,36 @@ class Granter:
         async with self._page() as page:
             await self._write(page)
         return num_bytes
+
+    async def reserve_growth(self, name: str, num_bytes: int) -> bool:
+        """Set bytes aside for a pool that is to grow, by a fresh reading; False where they are not.
+
+        Raises:
+            Busy: Another process keeps the book locked.
+        """
+        async with self._page() as page:
+            machine = await self._read(page)
+            if name not in self._account:
+                return False
+            if not self._account.reserve(name, TransientKind.KV_GROWTH, num_bytes, machine):
+                return False
+            await self._write(page)
+        return True
+
+    def free_bytes(self, *, without: Collection[str] = ()) -> int:
+        """What could be granted by the newest reading, without some entries."""
+        if self._machine is None:
+            return 0
+        return self._account.room(self._machine, without=without).tight_bytes
+
+    async def resized(self, name: str, kv_tokens: int, plan_tokens: int) -> None:
+        """Charge a model for the pool that it has now; what was set aside for it is free again."""
+        self._account.release_transient(name, TransientKind.KV_GROWTH)
+        if name in self._account:
+            self._account.resize_pool(name, kv_tokens, plan_tokens)
+        with contextlib.suppress(Busy):  # the account is right; the book follows with the next
+            async with self._page() as page:
+                await self._write(page)
 
     async def release(self, name: str) -> None:
         """Take a model out of the account and out of the book."""

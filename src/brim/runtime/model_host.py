@@ -1,92 +1,46 @@
-"""One served model: admission in two phases, and the answers that are owed.
+"""One served model's life: loaded, measured, resized, unloaded; and what it says of itself.
 
-A request is prepared in the worker (phase one: how long is it?), bounded and checked against the
-machine here, and then started (phase two): the worker's scheduler, which knows what is shared, lets
-it wait for its turn.  Whatever ends it, what it reserved is released exactly once.
+Requests get in through `admission`; what they are owed is `owed`'s; who is in memory and when is
+`residency`'s.
 """
 
 import asyncio
 import contextlib
-import itertools
-import logging
-import math
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+
+import msgspec
 
 from brim.config.tree import Settings
-from brim.core.answer import Delta, ErrorInfo, FinishReason
+from brim.core.answer import Delta
+from brim.core.event import EventKind
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.core.request import Request
-from brim.errors import BrimError, Busy, EngineError, WorkerDied
+from brim.core.stance import WorkLimits
+from brim.errors import BrimError, EngineError
+from brim.governor.readings import ModelReading
 from brim.ledger.history import ForecastHistory
 from brim.ledger.kv import KvAccount
-from brim.ledger.ways import gib
 from brim.machine.process import resident_bytes
+from brim.runtime.admission import Admission, not_kept, shutting_down
 from brim.runtime.answer import StreamedAnswer
 from brim.runtime.api import ModelState, ModelStatus
 from brim.runtime.forecast_errors import LoadRecord
+from brim.runtime.metering import Metering, WrittenBytes
+from brim.runtime.owed import Owed
+from brim.runtime.recorder import Recorder
 from brim.runtime.request_counts import RequestCounter
-from brim.runtime.summaries import Summaries
+from brim.runtime.seat import Seat, Unloaded
 from brim.runtime.supervisor import Supervisor
 from brim.runtime.worker_options import cache_options, worker_options
-from brim.runtime.worker_process import Deltas, WorkerProcess
-from brim.scheduler.admission import (
-    answer_bound,
-    answer_share,
-    check_choices,
-    check_fits,
-    kv_bound,
-)
-from brim.worker.protocol import Counted, Stats
-
-_log = logging.getLogger(__name__)
-
-MAX_RETRY_AFTER_S = 60.0
-"""Longer advice than a minute would be a guess about other clients."""
+from brim.worker.protocol import Resized, Stats
 
 FILLED = 0.9
 """Of a window: so much of it used has touched about what a full one does."""
 
-PRESSURE_RETRY_AFTER_S = 15.0
-"""By then the machine has been read again."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A started request: its answer, and the worker that owes it."""
-
-    request: Request
-    answer: StreamedAnswer
-    worker: WorkerProcess
-    has_begun: bool
-    """Whether it may have been worked on: it found no queue, or something of it has come."""
-    may_repeat: bool
-    """Whether another worker may be given it.  Once, lest a prompt that kills workers take three of
-    them."""
-    is_counted: bool = True
-    """Whether a client sent it."""
-
-
-class Seat(Protocol):
-    """The model's place in memory, as the gateway looks after it."""
-
-    async def ensure_loaded(self, host: "ModelHost", *, force: bool) -> None:
-        """Return when the model is in memory.
-
-        Args:
-            host: The model.
-            force: Load it even where it does not fit.
-
-        Raises:
-            BrimError: It cannot be now, or not at all.
-        """
-        ...
-
-    def short_of_growth(self, name: str, num_kv_tokens: int) -> int:
-        """Bytes that a request could still make the model take and that are not free any more."""
-        ...
+LAST_STATS_LIMIT_S = 1.0
+"""For an idle worker's last counters before it ends: it answers within a step, and has none."""
 
 
 class ModelHost:
@@ -97,10 +51,21 @@ class ModelHost:
         settings: Bounds of queue and answers, back-off.
         seat: Who brings it into memory.
         history: Keeps what its loads really take.
+        metering: What apps may use.
+        record: Where its events go.
+        on_idle: Called whenever its last request has ended.
     """
 
     def __init__(
-        self, wish: Plan, settings: Settings, *, seat: Seat, history: ForecastHistory
+        self,
+        wish: Plan,
+        settings: Settings,
+        *,
+        seat: Seat,
+        history: ForecastHistory,
+        metering: Metering,
+        record: Recorder,
+        on_idle: Callable[[], None],
     ) -> None:
         self.name = wish.model.name
         self.wish = wish
@@ -108,36 +73,50 @@ class ModelHost:
         """How it is loaded, or will be."""
         self.resident_bytes: int | None = None
         """As last measured, None while no worker is up."""
-        self.last_used_s = 0.0
-        """When a request last came or ended, by the monotonic clock."""
+        self.last_used_s = time.monotonic()
+        """When a request last came or ended, or it was loaded."""
+        self.can_resize = True
+        """Until its engine says otherwise."""
         self._settings = settings
         self._seat = seat
         self._history = history
+        self._metering = metering
+        self._record = record
+        self._on_idle = on_idle
+        self._limits = WorkLimits()
         self._max_inflight_bytes = 0
-        self._supervisor = self._new_supervisor()
         self._is_loaded = False
         self._absence = ""
-        self._record: LoadRecord | None = None
+        self._load_record: LoadRecord | None = None
         self._num_deaths_before = 0
         self._num_failed_loads = 0
         self._longest_tokens = 0
-        self._kv = KvAccount(wish.kv_tokens)
-        self._counter = RequestCounter()
-        self._repeating: set[asyncio.Task[None]] = set()
-        self._tickets = itertools.count(1)
-        self._running: dict[int, Running] = {}
-        self._num_submitting = 0
-        self._summaries = Summaries(self._admit_own)
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._is_draining = False
+        self._num_entered = 0
         self._worker_stats: Stats | None = None
-        self._mean_answer_s = 1.0
+        self._written = WrittenBytes()
+        self._counter = RequestCounter()
+        self._admission = Admission(
+            self, settings, seat=seat, counter=self._counter, metering=metering
+        )
+        self.owed = Owed(
+            self.name,
+            KvAccount(wish.kv_tokens),
+            self._counter,
+            restart=self._admission.restart,
+            on_answered=self._note_answer,
+            on_end=self._note_end,
+        )
+        self.supervisor = self._new_supervisor()
 
     @property
     def is_loaded(self) -> bool:
         """Whether a worker has the model, or is being restarted with it."""
         return self._is_loaded
+
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether it failed so often that it is not tried again."""
+        return self._state is ModelState.QUARANTINED
 
     @property
     def wanted_inflight_bytes(self) -> int:
@@ -146,14 +125,45 @@ class ModelHost:
         return 0 if cache is None else cache.max_inflight_bytes
 
     @property
+    def num_in_flight(self) -> int:
+        """Requests that are admitted or on their way in.
+
+        Without those that wait for its turn, and those of the background that are held.
+        """
+        return len(self.owed) - self.owed.num_held + self._num_entered
+
+    @property
     def is_idle(self) -> bool:
-        """Whether no request runs, waits or is on its way in."""
-        return not self._running and not self._num_submitting
+        """Whether nothing is in flight."""
+        return not self.num_in_flight
+
+    @property
+    def idle_s(self) -> float:
+        """Since its last request ended; 0 while one is in flight."""
+        return time.monotonic() - self.last_used_s if self.is_idle else 0.0
+
+    @property
+    def needed_tokens(self) -> int:
+        """Cells without which its requests could not go on, as far as is known here."""
+        stats = self._worker_stats
+        running = 0 if stats is None or self.is_idle else stats.num_needed_tokens
+        return max(running, self.owed.pool.largest_bound)
+
+    def enter(self) -> None:
+        """A request is on its way in; while it is loaded alone."""
+        assert self._is_loaded
+        self._num_entered += 1
+        self.last_used_s = time.monotonic()
+
+    def leave(self) -> None:
+        """A request that was on its way in was admitted, or has gone."""
+        self._num_entered -= 1
+        self._note_end()
 
     def status(self) -> ModelStatus:
-        """Where the model stands."""
-        supervisor = self._supervisor
-        loaded = supervisor.loaded
+        """Where the model stands, but for its place in memory."""
+        supervisor, stats = self.supervisor, self._worker_stats
+        loaded, num_waiting = supervisor.loaded, self.owed.num_waiting
         return ModelStatus(
             name=self.name,
             state=self._state,
@@ -162,16 +172,46 @@ class ModelHost:
             plan=self.plan,
             pid=supervisor.pid,
             footprint=None if loaded is None else loaded.footprint,
-            resident_bytes=self.resident_bytes,
+            # The last reading may be of a process that has died since.
+            resident_bytes=None if supervisor.pid is None else self.resident_bytes,
             load_s=None if loaded is None else loaded.load_s,
-            num_running=len(self._running) - self._num_waiting,
-            num_waiting=self._num_waiting,
+            num_running=len(self.owed) - num_waiting,
+            num_waiting=num_waiting,
             num_deaths=self._num_deaths_before + supervisor.num_deaths,
-            worker_stats=self._worker_stats,
+            worker_stats=stats,
             requests=self._counter.counts(),
             overflow=self._settings.models.overflow,
-            forecast_errors=() if self._record is None else self._record.errors(),
+            forecast_errors=() if self._load_record is None else self._load_record.errors(),
+            kv_pool_tokens=self.owed.pool.kv_tokens if self._is_loaded else 0,
+            kv_used_tokens=0 if stats is None else stats.num_needed_tokens,
+            idle_s=self.idle_s if self._is_loaded and self.is_idle else None,
+            load_progress=self.load_progress,
+            load_eta_s=self._load_eta_s(),
         )
+
+    def reading(self) -> ModelReading:
+        """What the governor sees of it, but for its place in memory."""
+        stats = self._worker_stats
+        return ModelReading(
+            name=self.name,
+            is_loaded=self._is_loaded,
+            is_loading=self.supervisor.load_began_s is not None,
+            num_in_flight=self.num_in_flight,
+            idle_s=self.idle_s,
+            resident_bytes=self.resident_bytes,
+            kv_pool_tokens=self.owed.pool.kv_tokens if self._is_loaded else 0,
+            kv_plan_tokens=self.plan.kv_tokens,
+            kv_idle_tokens=0 if stats is None else stats.prefix.num_idle_tokens,
+            kv_needed_tokens=self.needed_tokens if self._is_loaded else 0,
+            kv_token_bytes=self.plan.memory.kv_bytes // max(1, self.plan.kv_tokens),
+            can_resize_kv=self.can_resize and bool(self.plan.memory.kv_bytes),
+        )
+
+    @property
+    def load_progress(self) -> float | None:
+        """How far its load is, 0 to 1; None while there is none."""
+        began_s, progress = self.supervisor.load_began_s, self.supervisor.progress
+        return None if began_s is None else progress or 0.0
 
     def check_loadable(self) -> None:
         """Refuse to load what failed each time that it was loaded: others gave way to it in vain.
@@ -179,11 +219,15 @@ class ModelHost:
         Raises:
             EngineError: The model is quarantined.
         """
-        if self._state is ModelState.QUARANTINED:
-            raise EngineError(
-                f"model '{self.name}' is quarantined: {self._absence}, {self._num_failed_loads} "
-                "times in a row; start brim again, with another file or a smaller --context"
+        if not self.is_quarantined:
+            return
+        reason = self.supervisor.reason
+        if self._absence:
+            reason = (
+                f"{self._absence}, {self._num_failed_loads} times in a row; start brim again, with "
+                "another file or a smaller --context"
             )
+        raise EngineError(f"model '{self.name}' is quarantined: {reason}")
 
     def defer(self, reason: str) -> None:
         """Leave it out of memory until it is asked for."""
@@ -193,7 +237,7 @@ class ModelHost:
         """Be loaded by this plan from now on; while it is out of memory alone."""
         assert not self._is_loaded
         self.plan = plan
-        self._kv = pool
+        self.owed.pool = pool
 
     async def load(self, machine: MachineSpec, *, max_inflight_bytes: int = 0) -> None:
         """Load the model, granted by this reading of the machine.
@@ -205,59 +249,77 @@ class ModelHost:
         Raises:
             BrimError: It could not be loaded.
         """
-        self._num_deaths_before += self._supervisor.num_deaths
+        self._num_deaths_before += self.supervisor.num_deaths
         self._max_inflight_bytes = max_inflight_bytes
-        self._supervisor = self._new_supervisor()
+        self.supervisor = self._new_supervisor()
         self._absence = ""
         try:
-            await self._supervisor.start()
+            await self.supervisor.start()
         except BaseException as exc:
             self._absence = f"it could not be loaded: {exc}"
             self._num_failed_loads += isinstance(exc, BrimError)
             raise
         self._is_loaded, self._longest_tokens, self._num_failed_loads = True, 0, 0
-        self._record = LoadRecord(self.plan, machine, self._history)
-        if self._supervisor.loaded is not None:
-            await self._record.loaded(self._supervisor.loaded.footprint)
+        self.last_used_s = time.monotonic()
+        self._load_record = LoadRecord(self.plan, machine, self._history)
+        if self.supervisor.loaded is not None:
+            await self._load_record.loaded(self.supervisor.loaded.footprint)
 
-    async def unload(self, reason: str) -> None:
+    def drop_held(self) -> None:
+        """Tell background requests that are held to come again: their model is about to leave."""
+        self.owed.drop_held(not_kept(self._seat.stance()))
+
+    async def unload(self, reason: str) -> Unloaded:
         """Take an idle model out of memory; its process is gone when this returns.
 
-        A model in quarantine has none, and stays there: its next request must not load it again.
+        A process that does not end when it is asked to is killed, and that is recorded.  A model in
+        quarantine has none, and stays there: its next request must not load it again.
         """
         assert self.is_idle
-        if self._supervisor.state is ModelState.QUARANTINED:
-            return
+        began_s = time.monotonic()
+        if self.supervisor.state is ModelState.QUARANTINED:
+            return Unloaded(before_bytes=0, after_bytes=0, took_s=0.0)
         self._is_loaded, self._absence = False, reason
-        await self._supervisor.stop()
+        with contextlib.suppress(BrimError, TimeoutError):
+            async with asyncio.timeout(LAST_STATS_LIMIT_S):
+                await self.worker_stats()
+        pid = self.supervisor.pid
+        before = 0 if pid is None else await _resident(pid)
+        if not await self.supervisor.ask_to_end() and pid is not None:
+            self._record(
+                EventKind.UNLOAD_FAILED,
+                model=self.name,
+                cause="its process did not end when it was asked to, and is killed",
+                before_bytes=before,
+                after_bytes=await _resident(pid),
+                took_s=time.monotonic() - began_s,
+            )
+        await self.supervisor.kill()
         self.resident_bytes = self._worker_stats = None
+        after = 0 if pid is None else await _resident(pid)
+        took_s = time.monotonic() - began_s
+        return Unloaded(before_bytes=before, after_bytes=after, took_s=took_s)
 
-    async def submit(self, request: Request) -> StreamedAnswer:
+    async def resize(self, kv_tokens: int) -> Resized:
+        """Give the KV pool another size; the account is not told.
+
+        Raises:
+            BrimError: The worker died.
+        """
+        resized = await self.supervisor.resize(kv_tokens)
+        if resized.error is not None and resized.error.kind == "Unsupported":
+            self.can_resize = False
+        return resized
+
+    def set_limits(self, limits: WorkLimits) -> None:
+        """Have its workers work within these limits from now on."""
+        self._limits = limits
+        self.owed.holds_background = not limits.runs_background
+        self.supervisor.set_limits(limits)
+
+    async def submit(self, request: Request, instead_of: str | None = None) -> StreamedAnswer:
         """Count, admit and start a request; see `runtime.api.Runtime.submit`."""
-        try:
-            return await self._submit(request)
-        except BrimError as error:
-            self._counter.note_refusal(error)
-            raise
-
-    async def _submit(self, request: Request) -> StreamedAnswer:
-        self._check_open()
-        check_choices(request.num_choices, self.plan)
-        self._num_submitting += 1
-        self.last_used_s = time.monotonic()
-        try:
-            if not self._is_loaded:
-                await self._seat.ensure_loaded(self, force=request.force)
-            worker = await self._worker()
-            try:
-                return await self._admit(worker, request)
-            except WorkerDied:
-                # It was not started: nothing of it has happened yet, so it is prepared once more.
-                # Not more often, lest a prompt that kills workers take three of them.
-                self._check_draining()
-            return await self._admit(await self._worker(), request, may_repeat=False)
-        finally:
-            self._num_submitting -= 1
+        return await self._admission.submit(request, instead_of)
 
     async def worker_stats(self) -> Stats:
         """The worker's counters.
@@ -266,283 +328,93 @@ class ModelHost:
             Busy: It is being restarted.
             EngineError: The model is quarantined, stopped, or the worker died.
         """
-        self._worker_stats = await (await self._supervisor.worker()).stats()
-        return self._worker_stats
+        worker = await self.supervisor.worker()
+        self._worker_stats = stats = await worker.stats()
+        self._written.note(worker.pid, stats, self._metering.meter)
+        return stats
+
+    async def measure_resident(self) -> int:
+        """Bytes that its process holds now; 0 where there is none."""
+        pid = self.supervisor.pid
+        if pid is None:
+            return 0
+        measured = await _resident(pid)
+        if pid == self.supervisor.pid:
+            self.resident_bytes = measured
+        return measured
 
     async def measure(self) -> None:
         """Read what the worker holds and has done."""
-        pid, record = self._supervisor.pid, self._record
+        pid, record = self.supervisor.pid, self._load_record
         measured = None if pid is None else await asyncio.to_thread(resident_bytes, pid)
-        if pid != self._supervisor.pid:
+        if pid != self.supervisor.pid:
             return  # it was unloaded or has died meanwhile
         self.resident_bytes = measured
-        if measured is not None and record is not None:
+        is_whole = self.owed.pool.kv_tokens == self.plan.kv_tokens
+        if measured is not None and record is not None and is_whole:
             has_filled = self._longest_tokens >= FILLED * self.plan.context_tokens
             await record.measured(measured, has_filled=has_filled)
         if pid is not None:
             with contextlib.suppress(BrimError):  # it died meanwhile: the supervisor knows
                 await self.worker_stats()
 
+    def end_waiting_where_short(self) -> None:
+        """End requests that have not begun and whose memory other programs took, newest first."""
+        self.owed.end_waiting(lambda request: self._admission.check_growth(0, request))
+
+    def refuse_new(self) -> None:
+        """Refuse requests from now on, those that are being prepared included."""
+        self._admission.is_draining = True
+
     async def drain(self, limit_s: float) -> None:
         """Refuse what has not begun, let the rest finish, and end what is left at the limit."""
-        self._is_draining = True
-        for ticket, running in tuple(self._running.items()):
-            if not running.has_begun:
-                self._drop(ticket, FinishReason.ERROR, _shutting_down())
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._idle.wait()
-        except TimeoutError:
-            for ticket in tuple(self._running):
-                self._drop(ticket, FinishReason.ERROR, _shutting_down())
+        self.refuse_new()
+        await self.owed.drain(limit_s, shutting_down())
 
     async def stop(self) -> None:
         """End everything that is owed, and the worker; safe more than once."""
         await self.drain(0.0)
-        for repeating in self._repeating:
-            repeating.cancel()
-        await asyncio.gather(*self._repeating, return_exceptions=True)
+        await self.owed.stop()
         self._is_loaded, self._absence = False, ""
-        await self._supervisor.stop()
+        await self.supervisor.stop()
 
     @property
     def _state(self) -> ModelState:
         if self._num_failed_loads >= self._settings.worker.deaths_before_quarantine:
             return ModelState.QUARANTINED
-        return ModelState.UNLOADED if self._absence else self._supervisor.state
+        return ModelState.UNLOADED if self._absence else self.supervisor.state
 
-    async def _worker(self) -> WorkerProcess:
-        """The worker; see `Supervisor.worker`."""
-        try:
-            return await self._supervisor.worker()
-        except EngineError:
-            # Of a model that stopped while the request waited for it, the server's end is the news.
-            self._check_draining()
-            raise
-
-    async def _admit(
-        self, worker: WorkerProcess, request: Request, *, may_repeat: bool = True
-    ) -> StreamedAnswer:
-        ticket = next(self._tickets)
-        try:
-            counted = await self._prepare(worker, ticket, request)
-            num_prompt_tokens = counted.num_prompt_tokens
-            forks_share_kv = self._supervisor.forks_share_kv
-            share = answer_share(
-                num_prompt_tokens,
-                request.num_choices,
-                kv_tokens=self.plan.kv_tokens,
-                forks_share_kv=forks_share_kv,
-            )
-            answer_tokens = self._settings.models.answer_tokens
-            if not counted.may_outgrow:
-                answer_tokens = max(1, min(answer_tokens, share))
-            max_tokens = answer_bound(
-                num_prompt_tokens,
-                request.max_tokens,
-                context_tokens=self.plan.context_tokens,
-                answer_tokens=answer_tokens,
-                may_outgrow=counted.may_outgrow,
-            )
-            kv_tokens = kv_bound(
-                num_prompt_tokens,
-                min(max_tokens, self.plan.context_tokens - num_prompt_tokens),
-                request.num_choices,
-                forks_share_kv=forks_share_kv,
-            )
-            check_fits(kv_tokens, self.plan)
-            self._check_growth(kv_tokens, request)
-            self._check_draining()
-            worker.start(ticket, max_tokens)
-        except BaseException:
-            # The client's leaving is one of these: the worker must not hold its prompt for ever.
-            worker.cancel(ticket)
-            raise
-        queue_place = self._queue_place(kv_tokens, request)
-        self._kv.reserve(str(ticket), kv_tokens)
-        answer = StreamedAnswer(
-            ticket,
-            num_prompt_tokens=num_prompt_tokens,
-            max_tokens=max_tokens,
-            num_choices=request.num_choices,
-            plan=self.plan,
-            queue_place=queue_place,
-            overflow=counted.overflow,
-            moved_lines=counted.moved_lines,
-            on_cancel=self._cancel,
-        )
-        if counted.overflow is not None:
-            self._counter.note_removal(counted.overflow.num_removed_tokens)
-        self._running[ticket] = Running(
-            request, answer, worker, has_begun=queue_place == 0, may_repeat=may_repeat
-        )
-        self._idle.clear()
-        return answer
-
-    async def _admit_own(self, worker: WorkerProcess, request: Request) -> StreamedAnswer:
-        """Admit a request of brim itself: counters tell of what clients sent, and leave it out."""
-        answer = await self._admit(worker, request)
-        self._running[answer.ticket].is_counted = False
-        return answer
-
-    async def _prepare(self, worker: WorkerProcess, ticket: int, request: Request) -> Counted:
-        """The prompt's length, once the worker holds its tokens."""
-        return await self._summaries.prepare(worker, ticket, request)
-
-    def _queue_place(self, kv_tokens: int, request: Request) -> int:
-        """Where the request stands in the worker's queue: 0 runs at once, 1 is the next.
-
-        As far as is known here: the worker puts interactive and short requests first, and those
-        that share prefixes need fewer cells than their bounds.
-        """
-        if self._num_waiting:
-            return self._num_waiting + 1
-        num_choices = sum(each.request.num_choices for each in self._running.values())
-        has_sequences = num_choices + request.num_choices <= self.plan.max_sequences
-        return 0 if has_sequences and self._kv.has_room_for(kv_tokens) else 1
-
-    @property
-    def _num_waiting(self) -> int:
-        """Started requests that nothing is known to have been done for."""
-        return sum(not each.has_begun for each in self._running.values())
+    def _load_eta_s(self) -> float | None:
+        began_s, progress = self.supervisor.load_began_s, self.supervisor.progress
+        if began_s is None or not progress:
+            return None
+        return (time.monotonic() - began_s) * (1.0 - progress) / progress
 
     def _new_supervisor(self) -> Supervisor:
+        options = worker_options(self._settings, max_inflight_bytes=self._max_inflight_bytes)
         return Supervisor(
             self.plan,
-            worker_options(self._settings, max_inflight_bytes=self._max_inflight_bytes),
+            msgspec.structs.replace(options, limits=self._limits),
             self._settings.worker,
-            on_deltas=self._on_deltas,
-            on_death=self._on_death,
+            on_deltas=self.owed.on_deltas,
+            on_death=self.owed.on_death,
+            record=self._record,
         )
 
-    def end_waiting_where_short(self) -> None:
-        """End requests that have not begun and whose memory other programs took, newest first."""
-        for ticket, running in reversed(tuple(self._running.items())):
-            if not running.has_begun:
-                try:
-                    self._check_growth(0, running.request)
-                except Busy as error:
-                    self._drop(ticket, FinishReason.ERROR, error)
-
-    def _check_growth(self, kv_tokens: int, request: Request) -> None:
-        """Refuse what would have to be swapped in: other programs took what the model was granted.
-
-        A request that is forced by the client, where the operator allows it, goes on.
-
-        Args:
-            kv_tokens: Its bound; 0 where the account has it already.
-            request: The request.
-        """
-        short_bytes = self._seat.short_of_growth(self.name, kv_tokens)
-        if short_bytes and not request.force:
-            forced = ""
-            if self._settings.models.allow_force:
-                forced = ', or force it with "brim": {"force": true}'
-            raise Busy(
-                f"other programs hold memory that this request may need: {gib(short_bytes)} are "
-                f"missing; close some, try again in {PRESSURE_RETRY_AFTER_S:.0f} s{forced}",
-                retry_after_s=PRESSURE_RETRY_AFTER_S,
-            )
-
-    def _check_draining(self) -> None:
-        if self._is_draining:
-            raise _shutting_down()
-
-    def _check_open(self) -> None:
-        """Refuse a request while draining, and one more than may wait."""
-        self._check_draining()
-        num_open = self._num_submitting + len(self._running)
-        num_ahead = max(0, num_open - self.plan.max_sequences)
-        if num_open < self.plan.max_sequences + self._settings.models.max_queued_requests:
-            return
-        wait_s = self._mean_answer_s * max(1, num_ahead) / self.plan.max_sequences
-        wait_s = math.ceil(min(max(wait_s, 1.0), MAX_RETRY_AFTER_S))
-        raise Busy(
-            f"{num_open} requests run or wait for model '{self.plan.model.name}', as many as may "
-            f"({num_ahead} in the queue); try again in {wait_s} s",
-            retry_after_s=wait_s,
-        )
-
-    def _on_deltas(self, deltas: Deltas) -> None:
-        for ticket, delta in deltas:
-            running = self._running.get(ticket)
-            if running is None:
-                continue  # cancelled while this was on its way
-            running.has_begun = True
-            running.answer.push(delta)
-            if running.is_counted:
-                self._counter.note_delta(delta)
-            if running.answer.is_ended:
-                self._forget(ticket)
-                if running.is_counted:
-                    self._counter.note_end(delta)
-                if delta.finish_reason is not FinishReason.ERROR:
-                    self._note_answer(running.answer, delta)
-
-    def _on_death(self, death: WorkerDied) -> None:
-        for ticket, running in tuple(self._running.items()):
-            if running.has_begun or not running.may_repeat:
-                self._drop(ticket, FinishReason.ERROR, death)
-                continue
-            running.may_repeat = False
-            task = asyncio.get_running_loop().create_task(
-                self._repeat(ticket, running), name=f"repeating request {ticket} of {self.name}"
-            )
-            self._repeating.add(task)
-            task.add_done_callback(self._repeating.discard)
-
-    async def _repeat(self, ticket: int, running: Running) -> None:
-        """Give a request that waited in a worker that died to the next one."""
-        try:
-            worker = running.worker = await self._worker()
-            await self._prepare(worker, ticket, running.request)
-            if ticket in self._running:
-                worker.start(ticket, running.answer.max_tokens)
-            else:
-                worker.cancel(ticket)  # its client has left meanwhile
-        except Exception as exc:
-            if ticket in self._running:
-                error = exc if isinstance(exc, BrimError) else _defect(exc)
-                self._drop(ticket, FinishReason.ERROR, error)
-
-    def _cancel(self, ticket: int) -> None:
-        self._drop(ticket, FinishReason.CANCELLED)
-
-    def _drop(self, ticket: int, reason: FinishReason, error: BrimError | None = None) -> None:
-        """End a running request from this side."""
-        running = self._running[ticket]
-        # The cancellation is sent before the grant is free: the worker reads it before any Start
-        # that the grant makes possible.
-        running.worker.cancel(ticket)
-        running.answer.end(reason, error)
-        self._forget(ticket)
-        if running.is_counted:
-            info = None if error is None else ErrorInfo.of(error)
-            self._counter.note_end(Delta(finish_reason=reason, error=info))
-
-    def _forget(self, ticket: int) -> None:
-        """Give the grant back; the one place where a running request ends."""
-        del self._running[ticket]
+    def _note_end(self) -> None:
         self.last_used_s = time.monotonic()
-        self._kv.release(str(ticket))
-        if not self._running:
-            self._idle.set()
+        if self.is_idle:
+            self._on_idle()
 
     def _note_answer(self, answer: StreamedAnswer, last: Delta) -> None:
         """A request was answered to its end: it says how long answers get and take."""
-        self._supervisor.note_answer()
+        self.supervisor.note_answer()
+        self._admission.note_answer(answer, last)
         if last.timings is not None:
             num_tokens = answer.num_prompt_tokens + last.timings.num_completion_tokens
             self._longest_tokens = max(self._longest_tokens, num_tokens)
-            # Without its wait.  One part in eight: about the last dozen answers count.
-            answer_s = last.timings.prefill_s + last.timings.decode_s
-            self._mean_answer_s += (answer_s - self._mean_answer_s) / 8
 
 
-def _defect(exc: Exception) -> EngineError:
-    _log.exception("repeating a request failed")
-    return EngineError(f"repeating the request failed: {type(exc).__name__}: {exc}")
-
-
-def _shutting_down() -> Busy:
-    return Busy("the server is shutting down; send the request again", retry_after_s=5.0)
+async def _resident(pid: int) -> int:
+    """Bytes of a process that is known to be, or to have been, ours; 0 where it is gone."""
+    return await asyncio.to_thread(resident_bytes, pid) or 0

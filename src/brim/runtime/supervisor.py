@@ -6,18 +6,24 @@ Owns the process's life and the model's state.  What the worker owed when it die
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from brim.config.tree import WorkerSettings
+from brim.core.event import EventKind
 from brim.core.plan import Plan
+from brim.core.stance import WorkLimits
 from brim.errors import BrimError, Busy, EngineError, WorkerDied
 from brim.runtime.api import ModelState
+from brim.runtime.recorder import Recorder
 from brim.runtime.worker_process import Deltas, WorkerProcess
 from brim.telemetry.events import log_event
-from brim.worker.protocol import Loaded, WorkerOptions
+from brim.worker.protocol import Loaded, Resized, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class Supervisor:
         settings: Back-off and quarantine.
         on_deltas: Called with what the worker produces.
         on_death: Called once for each death, with what to tell those who were owed an answer.
+        record: Where deaths and quarantine are recorded.
     """
 
     def __init__(
@@ -45,12 +52,15 @@ class Supervisor:
         *,
         on_deltas: Callable[[Deltas], None],
         on_death: Callable[[WorkerDied], None],
+        record: Recorder,
     ) -> None:
         self._plan = plan
         self._options = options
         self._settings = settings
         self._on_deltas = on_deltas
         self._on_death = on_death
+        self._record = record
+        self._kv_tokens: int | None = None
         self._worker: WorkerProcess | None = None
         self._supervising: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -61,6 +71,10 @@ class Supervisor:
         self.loaded: Loaded | None = None
         self.num_deaths = 0
         self.started_unix_s = 0
+        self.progress: float | None = None
+        """How far the load under way is, 0 to 1; None where the worker has not said."""
+        self.load_began_s: float | None = None
+        """By the monotonic clock; None where no load is under way."""
 
     @property
     def pid(self) -> int | None:
@@ -114,14 +128,39 @@ class Supervisor:
         """A request was answered to its end: deaths before it no longer count."""
         self._num_deaths_in_a_row = 0
 
-    async def stop(self) -> None:
-        """Shut the worker down; safe more than once."""
+    def set_limits(self, limits: WorkLimits) -> None:
+        """Have the worker, and those that follow it, work within these limits."""
+        self._options = msgspec.structs.replace(self._options, limits=limits)
+        if self._worker is not None:
+            self._worker.set_limits(limits)
+
+    async def resize(self, kv_tokens: int) -> Resized:
+        """Give the KV pool another size, which workers that follow have as well.
+
+        Raises:
+            BrimError: The worker died, or there is none.
+        """
+        resized = await (await self.worker()).resize(kv_tokens)
+        self._kv_tokens = resized.kv_tokens
+        return resized
+
+    async def ask_to_end(self) -> bool:
+        """Have the worker shut down; False where it is still there at the limit."""
         self._set_state(ModelState.STOPPED, "it was shut down")
         if self._supervising is not None:
             self._supervising.cancel()
             await asyncio.wait([self._supervising])
+        return self._worker is None or await self._worker.ask_to_end()
+
+    async def stop(self) -> None:
+        """Shut the worker down, and kill it where it does not; safe more than once."""
+        await self.ask_to_end()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End at once what `ask_to_end` has left, if it has left anything."""
         if self._worker is not None:
-            await self._worker.terminate()
+            await self._worker.kill()  # does nothing to one that has ended
 
     @property
     def _is_worth_waiting(self) -> bool:
@@ -136,15 +175,30 @@ class Supervisor:
         self._changed = asyncio.Event()
 
     async def _launch(self) -> WorkerProcess:
-        worker = await WorkerProcess.spawn(self._plan, self._on_deltas)
+        self.progress, self.load_began_s = None, time.monotonic()
         try:
-            self.loaded = await worker.load(self._plan, self._options)
-        except BaseException:
-            await worker.kill()
-            raise
+            worker = await WorkerProcess.spawn(self._plan, self._on_deltas)
+            try:
+                await self._load(worker)
+            except BaseException:
+                await worker.kill()
+                raise
+        finally:
+            self.progress = self.load_began_s = None
         self.started_unix_s = int(time.time())
         self._set_state(ModelState.READY)
         return worker
+
+    async def _load(self, worker: WorkerProcess) -> None:
+        options = self._options
+        self.loaded = await worker.load(
+            self._plan, options, on_progress=functools.partial(setattr, self, "progress")
+        )
+        if self._kv_tokens is not None and self._kv_tokens != self._plan.kv_tokens:
+            # The account has room for the pool that the one before it had, not for the plan's.
+            await worker.resize(self._kv_tokens)
+        if self._options is not options:
+            worker.set_limits(self._options.limits)  # they changed meanwhile; nothing waits now
 
     async def _supervise(self, worker: WorkerProcess) -> None:
         """Follow the worker's deaths until it is stopped or quarantined."""
@@ -169,7 +223,13 @@ class Supervisor:
                     f"{type(exc).__name__}: {exc}"
                 )
             else:
-                log_event("worker_restarted", model=self._plan.model.name, pid=worker.pid)
+                # Whoever was told of the death learns that the model is back.
+                self._record(
+                    EventKind.MODEL_LOADED,
+                    model=self._plan.model.name,
+                    cause="its worker died and was started again",
+                    detail={"pid": worker.pid},
+                )
                 death = await worker.wait_dead()
 
     def _note_death(self, death: BrimError) -> None:
@@ -188,6 +248,12 @@ class Supervisor:
             backoff_s=backoff_s,
             reason=death.message,
         )
+        self._record(
+            EventKind.WORKER_DIED,
+            model=self._plan.model.name,
+            cause=death.message,
+            detail={"deaths_in_a_row": num_deaths, "backoff_s": backoff_s},
+        )
         if num_deaths >= settings.deaths_before_quarantine:
             self._set_state(
                 ModelState.QUARANTINED,
@@ -196,6 +262,12 @@ class Supervisor:
                 "start brim again, with a smaller --context where memory is tight",
             )
             log_event("model_quarantined", model=self._plan.model.name, deaths=num_deaths)
+            self._record(
+                EventKind.MODEL_QUARANTINED,
+                model=self._plan.model.name,
+                cause=self.reason,
+                detail={"deaths_in_a_row": num_deaths},
+            )
             outlook = "it has died too often and is not restarted"
         else:
             self._set_state(ModelState.RESTARTING, death.message)

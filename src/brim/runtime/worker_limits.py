@@ -42,6 +42,14 @@ def hang_limit_s(plan: Plan) -> float:
     return HANG_LIMIT_S + read_s + _multiply_s(plan, plan.max_batch_tokens)
 
 
+def resize_limit_s(plan: Plan) -> float:
+    """Seconds after which a worker that resizes its KV pool hangs.
+
+    What its sequences hold may go to the disk and back before the next step.
+    """
+    return hang_limit_s(plan) + 2 * plan.memory.kv_bytes / SLOWEST_LOAD_BYTES_PER_S
+
+
 def _multiply_s(plan: Plan, num_rows: int) -> float:
     """Seconds in which the slowest machine for the engine takes rows through every weight."""
     # Only Apple silicon has the GPU that MLX is made for, and no other macOS machine runs it.

@@ -13,9 +13,16 @@ from typing import TypeVar
 from brim.core.answer import Delta
 from brim.core.plan import Plan
 from brim.core.request import Request
+from brim.core.stance import WorkLimits
 from brim.errors import BrimError, EngineError, WorkerDied
 from brim.runtime.connection import Connection
-from brim.runtime.worker_limits import HELLO_LIMIT_S, hang_limit_s, load_limit_s
+from brim.runtime.orphans import forget_worker, note_worker
+from brim.runtime.worker_limits import (
+    HELLO_LIMIT_S,
+    hang_limit_s,
+    load_limit_s,
+    resize_limit_s,
+)
 from brim.runtime.worker_start import exit_in_words, start_process
 from brim.telemetry.events import relay_event
 from brim.worker import protocol
@@ -66,6 +73,8 @@ class WorkerProcess:
         self._loaded: asyncio.Future[protocol.Loaded] = loop.create_future()
         self._counted: dict[int, asyncio.Future[protocol.Counted]] = {}
         self._stats: list[asyncio.Future[protocol.Stats]] = []
+        self._resized: list[asyncio.Future[protocol.Resized]] = []
+        self._on_progress: Callable[[float], None] = _unheard
         self._lost: asyncio.Future[str | None] = loop.create_future()
         self._death: asyncio.Future[WorkerDied] = loop.create_future()
         self._stderr = bytearray()
@@ -113,6 +122,7 @@ class WorkerProcess:
                 process = await start_process(plan, theirs.fileno())
             worker = cls(process, plan, on_deltas)
             try:
+                await asyncio.to_thread(note_worker, process.pid)
                 loop = asyncio.get_running_loop()
                 await loop.create_unix_connection(lambda: worker._connection, sock=ours)
             except BaseException:
@@ -132,17 +142,23 @@ class WorkerProcess:
         return not self._lost.done()
 
     async def load(
-        self, plan: Plan, options: protocol.WorkerOptions | None = None
+        self,
+        plan: Plan,
+        options: protocol.WorkerOptions | None = None,
+        *,
+        on_progress: Callable[[float], None] | None = None,
     ) -> protocol.Loaded:
         """Load the model.
 
         Args:
             plan: How.
             options: How the worker is to work; the protocol's defaults where None.
+            on_progress: Told how far it is, 0 to 1; must not block.
 
         Raises:
             BrimError: What the engine said, as itself; WorkerDied where the process ended.
         """
+        self._on_progress = on_progress or _unheard
         self._connection.send(protocol.Load(plan, options or protocol.WorkerOptions()))
         return await self._answer(self._loaded, load_limit_s(plan))
 
@@ -187,13 +203,26 @@ class WorkerProcess:
         future: asyncio.Future[protocol.Stats] = self._new_future()
         self._stats.append(future)
         self._connection.send(protocol.GetStats())
-        limit_s = hang_limit_s(self._plan)
-        for _ in range(NUM_HANG_SLICES):
-            await asyncio.wait([future], timeout=limit_s / NUM_HANG_SLICES)
-            if future.done():
-                return future.result()
-        self._end(f"said nothing for {limit_s:.0f} s, so it hung and was killed")
-        return await future
+        return await self._unless_it_hangs(future, hang_limit_s(self._plan), "")
+
+    def set_limits(self, limits: WorkLimits) -> None:
+        """Have it work within these limits from its next step on; nothing where it has ended."""
+        self._connection.send(protocol.SetLimits(limits))
+
+    async def resize(self, kv_tokens: int) -> protocol.Resized:
+        """Give its KV pool another size; a worker that does not come back from it is killed.
+
+        Args:
+            kv_tokens: Cells that are wanted; it keeps as many as running requests need.
+
+        Raises:
+            WorkerDied: It ended.
+        """
+        future: asyncio.Future[protocol.Resized] = self._new_future()
+        self._resized.append(future)
+        self._connection.send(protocol.Resize(kv_tokens))
+        limit_s = resize_limit_s(self._plan)
+        return await self._unless_it_hangs(future, limit_s, " while its KV pool was resized")
 
     async def wait_dead(self) -> WorkerDied:
         """Wait until it is certain that it gives no more answers; says how it ended."""
@@ -203,12 +232,18 @@ class WorkerProcess:
         """Wait until the process and its memory are gone."""
         await asyncio.shield(self._watching)
 
-    async def terminate(self) -> None:
-        """Ask it to shut down, and kill it where it does not.  SIGTERM would be ignored."""
+    async def ask_to_end(self) -> bool:
+        """Ask it to shut down, as SIGTERM would not; False where it is still there at the limit."""
         self._connection.send(protocol.Shutdown())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_LIMIT_S):
                 await self.wait_reaped()
+                return True
+        return False
+
+    async def terminate(self) -> None:
+        """Ask it to shut down, and kill it where it does not."""
+        await self.ask_to_end()
         await self.kill()
 
     async def kill(self) -> None:
@@ -227,6 +262,15 @@ class WorkerProcess:
             raise self._died("ended")
         return asyncio.get_running_loop().create_future()
 
+    async def _unless_it_hangs(self, future: asyncio.Future[A], limit_s: float, doing: str) -> A:
+        """What it answers between two steps, however long they are, up to a limit."""
+        for _ in range(NUM_HANG_SLICES):
+            await asyncio.wait([future], timeout=limit_s / NUM_HANG_SLICES)
+            if future.done():
+                return future.result()
+        self._end(f"said nothing for {limit_s:.0f} s{doing}, so it hung and was killed")
+        return await future
+
     async def _answer(self, future: asyncio.Future[A], limit_s: float) -> A:
         try:
             async with asyncio.timeout(limit_s):
@@ -244,6 +288,10 @@ class WorkerProcess:
             _resolve(self._counted.get(frame.ticket), frame)
         elif isinstance(frame, protocol.Stats):
             _resolve(self._stats.pop(0) if self._stats else None, frame)
+        elif isinstance(frame, protocol.Resized):
+            _resolve(self._resized.pop(0) if self._resized else None, frame)
+        elif isinstance(frame, protocol.LoadProgress):
+            self._on_progress(frame.fraction)
         elif isinstance(frame, protocol.Loaded):
             _resolve(self._loaded, frame)
         elif isinstance(frame, protocol.LoadFailed):
@@ -277,7 +325,10 @@ class WorkerProcess:
             _reject(counted, death)
         for stats in self._stats:
             _reject(stats, death)
+        for resized in self._resized:
+            _reject(resized, death)
         await self._process.wait()
+        await asyncio.to_thread(forget_worker, self.pid)
 
     async def _exit_code(self) -> int | None:
         """The exit code, or None where the process takes too long to go and is killed."""
@@ -313,6 +364,10 @@ class WorkerProcess:
 
     def _died(self, how: str) -> WorkerDied:
         return WorkerDied(f"the worker of model '{self._name}' {how}", retry_after_s=1.0)
+
+
+def _unheard(fraction: float) -> None:
+    """Nobody waits for the load."""
 
 
 def _resolve(future: asyncio.Future[A] | None, value: A) -> None:
