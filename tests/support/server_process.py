@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,15 @@ class ServerProcess:
         arguments: After `brim serve`.
         settings: Key -> value, as `cache.budget_bytes`; those of this process's environment are
             left out.
+        starter: A command line that ends by running what follows it, as of a control group.
     """
 
     def __init__(
-        self, directory: Path, *arguments: str, settings: Mapping[str, object] | None = None
+        self,
+        directory: Path,
+        *arguments: str,
+        settings: Mapping[str, object] | None = None,
+        starter: Sequence[str] = (),
     ) -> None:
         directory.chmod(0o700)  # as a runtime directory must be
         names = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
@@ -40,7 +45,7 @@ class ServerProcess:
         self.environment = {**kept, **own, **given}
         self.stderr = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "brim", "serve", "--port", "0", *arguments],
+            [*starter, sys.executable, "-m", "brim", "serve", "--port", "0", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
