@@ -27,6 +27,8 @@ def test_schemathesis_finds_no_server_error(server: ServerProcess, tmp_path: Pat
             f"{server.url}/openapi.json",
             "--checks=not_a_server_error,status_code_conformance,content_type_conformance,"
             "response_schema_conformance",
+            # Event streams have no end, which takes a reader that knows it: benches/fuzz_server.py.
+            "--exclude-path-regex=/events$",
             "--max-examples=40",
             "--seed=1",
             "--generation-database=none",

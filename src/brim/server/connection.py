@@ -9,6 +9,16 @@ from starlette.types import Receive, Scope
 from brim.errors import BodyTooLarge, RequestTimeout
 from brim.server.limits import BODY_WITHIN_S
 
+ABORT = "brim.abort"
+"""Where `server.protocol` leaves the connection's end in the scope."""
+
+
+def abort(scope: Scope) -> None:
+    """Close the connection at once, with what it has not taken; one that hangs takes nothing."""
+    end = scope.get(ABORT)
+    if end is not None:
+        end()
+
 
 class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""

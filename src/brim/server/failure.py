@@ -8,13 +8,29 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from brim.errors import BrimError, ContextOverflow, InvalidRequest, NotFound
+from brim.errors import (
+    BrimError,
+    ContextOverflow,
+    InvalidRequest,
+    NotFound,
+    OverBudget,
+    RateLimited,
+    Unauthenticated,
+)
+from brim.server.connection import abort
 from brim.server.wire.responses import ErrorBody, ErrorDetail
+from brim.telemetry.trace import where
 
 log = logging.getLogger("brim.server")
 
-_CODES: dict[type[BrimError], str] = {ContextOverflow: "context_length_exceeded"}
+_CODES: dict[type[BrimError], str] = {
+    ContextOverflow: "context_length_exceeded",
+    Unauthenticated: "invalid_api_key",
+    RateLimited: "rate_limit_exceeded",
+    OverBudget: "insufficient_quota",
+}
 """Where OpenAI has a word of its own; otherwise the class's name in snake case is the code."""
 
 _OUR_FAULT = "brim failed on its own account; the server's log has the details"
@@ -42,10 +58,16 @@ def error_json(error: BrimError) -> bytes:
 
 
 def error_headers(error: BrimError) -> dict[str, str]:
-    """`Retry-After` in whole seconds, where waiting helps."""
-    if error.retry_after_s is None:
-        return {}
-    return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    """`Retry-After` in whole seconds, where waiting helps, and what else a status wants."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, OverBudget):
+        # OpenAI's clients try each 429 again within seconds, unless they are told not to.
+        headers["x-should-retry"] = "false"
+    return headers
 
 
 def error_response(error: BrimError) -> Response:
@@ -59,8 +81,8 @@ def error_response(error: BrimError) -> Response:
 
 
 def internal(exc: BaseException) -> BrimError:
-    """What the client is told of a bug here; the traceback goes to the log."""
-    log.error("unexpected %s while answering a request", type(exc).__name__, exc_info=exc)
+    """What the client is told of a bug here; the log has its place and nothing that was sent."""
+    log.error("unexpected failure while answering a request: %s", where(exc))
     return BrimError(_OUR_FAULT)
 
 
@@ -86,6 +108,30 @@ async def on_http_error(request: Request, exc: Exception) -> Response:
     return response
 
 
-async def on_bug(_: Request, exc: Exception) -> Response:
-    """Starlette's handler for everything else; it raises `exc` again for the server's log."""
-    return error_response(BrimError(_OUR_FAULT))
+class BugCatcher:
+    """ASGI middleware that answers what nothing else caught, so that nobody else logs its message.
+
+    Args:
+        app: What may have bugs.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; a bug before the first byte is a 500, later the connection ends."""
+        is_started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as exc:
+            error = internal(exc)
+            if is_started:
+                abort(scope)
+            else:
+                await error_response(error)(scope, receive, send)

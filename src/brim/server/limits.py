@@ -15,6 +15,9 @@ and what it has sent so far."""
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and headers: eight times what other servers take, and nothing to hold in memory."""
 
+MAX_HEADERS = 100
+"""Browsers and clients send thirty at most, each is an object, and other servers stop here too."""
+
 HEADERS_WITHIN_S = 30.0
 """For request line and headers to arrive; they fit one packet."""
 
@@ -27,6 +30,16 @@ MAX_CHOICES = 8
 
 MAX_PROMPTS = 16
 """Prompts of one /v1/completions request; each is admitted on its own."""
+
+MAX_MESSAGES = 10_000
+"""Turns of one chat: ten times the longest sessions of agents.  Each template of the tests renders
+that many in 0.3 s at most on a small x86 machine; a body could hold a million."""
+
+MAX_PARTS = 1024
+"""Pieces of one message's text: clients send one for each file that they quote."""
+
+MAX_TOOL_CALLS = 128
+"""Of one turn; as many tools as OpenAI lets a model have."""
 
 MAX_STOPS = 16
 """OpenAI takes 4.  Matching costs the same for any number; building is bounded by this."""

@@ -59,6 +59,11 @@ class MergedAnswer:
         self.plan: Plan = first.plan
 
     @property
+    def instead_of(self) -> str | None:
+        """As for the first request."""
+        return self._admitted[0].instead_of
+
+    @property
     def moved_lines(self) -> tuple[MovedLine, ...]:
         """None: prompts of completions have no turns in which such lines are known."""
         return ()

@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 
 from brim import __version__
+from brim.core.event import Event
+from brim.core.stance import Stance
 from brim.ledger.entry import Statement
 from brim.runtime.api import ModelStatus
 from brim.server import limits
 from brim.server.wire import openai, responses
+from brim.server.wire.app_events import AppEvent
 
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
@@ -27,16 +30,24 @@ _TYPES: tuple[type, ...] = (
     responses.ModelList,
     responses.ModelObject,
     responses.Health,
+    responses.AppUsage,
+    AppEvent,
+    Event,
     ModelStatus,
+    Stance,
     Statement,
 )
 
 _ERRORS = {
     "400": "The request cannot be served as it stands; `param` names the field.",
-    "403": "The Host or Origin header is not served here, or force is not allowed.",
+    "401": "The key is no app's, or there is none where one is required.",
+    "403": "The Host or Origin header is not served here, the route is the operator's, or force is "
+    "not allowed.",
     "404": "No such model.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
+    "429": "The app's budget of today is used up, or it asks too often or for too much at once; "
+    "see Retry-After.",
     "500": "The engine or brim failed.",
     "503": "Not now: loading, draining, a full queue or no memory; see Retry-After.",
     "507": "It never fits this machine as asked.",
@@ -97,11 +108,20 @@ def _paths() -> dict[str, Any]:
                 {"anyOf": [_ref(Statement), {"type": "null"}]},
             )
         },
+        "/brim/stance": {"get": _get("What the governor allows at the moment", _ref(Stance))},
+        "/brim/events": {
+            "get": _events("Everything that happens, for the operator", Event, _QUERY)
+        },
+        "/brim/v1/usage": {
+            "get": _get("What the app that asks has used today", _ref(responses.AppUsage))
+        },
+        "/brim/v1/events": {"get": _events("What concerns the app that asks", AppEvent, [])},
         "/metrics": {
             "get": {
                 "summary": "Counters and gauges in Prometheus' text format",
                 "responses": {
                     "200": {"description": "OK", "content": {"text/plain": {}}},
+                    "401": _error("401"),
                     "403": _error("403"),
                 },
             }
@@ -126,8 +146,33 @@ def _post(summary: str, body: type, whole: type, chunk: type) -> dict[str, Any]:
     }
 
 
+_QUERY: list[dict[str, Any]] = [
+    {
+        "name": "since",
+        "in": "query",
+        "description": "Unix seconds; older events are left out.",
+        "schema": {"type": "number"},
+    },
+    {
+        "name": "follow",
+        "in": "query",
+        "description": "false answers with a list of what is kept.",
+        "schema": {"type": "boolean"},
+    },
+]
+
+
+def _events(summary: str, kind: type, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    ok = {
+        "description": f"An endless stream of events whose data is a {kind.__name__}.",
+        "content": {"text/event-stream": {}, _JSON: {"schema": {"type": "array"}}},
+    }
+    found = {"200": ok} | {status: _error(status) for status in ("400", "401", "403", "429")}
+    return {"summary": summary, "parameters": parameters, "responses": found}
+
+
 def _get(summary: str, schema: dict[str, Any], *errors: str) -> dict[str, Any]:
-    found = {"200": _response("OK", schema), "403": _error("403")}
+    found = {"200": _response("OK", schema), "401": _error("401"), "403": _error("403")}
     return {
         "summary": summary,
         "responses": found | {status: _error(status) for status in errors},

@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from brim.errors import Busy, InvalidRequest
+from brim.server.connection import ABORT
 from brim.server.failure import error_json, error_response
-from brim.server.limits import HEADERS_WITHIN_S, MAX_HEADER_BYTES
+from brim.server.limits import HEADERS_WITHIN_S, MAX_HEADER_BYTES, MAX_HEADERS
 
 _NUM_SEPARATOR_BYTES = len(b": \r\n")
 
@@ -35,6 +36,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._has_completed = False
         self._num_parsed_bytes = 0
+        self._num_headers = 0
         self._num_waiting_bytes = 0
         self._headers_timer: asyncio.TimerHandle | None = None
 
@@ -64,7 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A new request on this connection."""
         super().on_message_begin()
-        self._num_parsed_bytes = 0
+        self._num_parsed_bytes = self._num_headers = 0
+        cast("Scope", self.scope)[ABORT] = self.transport.abort
 
     def on_url(self, url: bytes) -> None:
         """The request line counts too."""
@@ -73,6 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer after a chunked body."""
+        self._num_headers += 1
         self._count(len(name) + len(value) + _NUM_SEPARATOR_BYTES)
         super().on_header(name, value)
 
@@ -92,14 +96,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when parsing ended; in the shape of every other error."""
-        too_large = self._num_parsed_bytes > self.max_header_bytes
+        too_large = self._is_too_large()
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
         self._refuse(status)
 
     def _count(self, num_bytes: int) -> None:
         self._num_parsed_bytes += num_bytes
-        if self._num_parsed_bytes > self.max_header_bytes:
+        if self._is_too_large():
             raise HeadersTooLarge
+
+    def _is_too_large(self) -> bool:
+        return self._num_parsed_bytes > self.max_header_bytes or self._num_headers > MAX_HEADERS
 
     def _start_timer(self) -> None:
         self._headers_timer = self.loop.call_later(self.headers_within_s, self._on_slow_headers)
@@ -137,7 +144,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _reason(self, status: HTTPStatus) -> str:
         if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            return f"the headers have more than {self.max_header_bytes} bytes; send fewer"
+            return (
+                f"there are more than {MAX_HEADERS} headers, or more than {self.max_header_bytes} "
+                "bytes of them; send fewer"
+            )
         if status is HTTPStatus.REQUEST_TIMEOUT:
             return f"the headers were not complete after {self.headers_within_s:g} s"
         return "this is not HTTP/1.1; call the server with http:// and an HTTP client"

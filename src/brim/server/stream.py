@@ -7,8 +7,10 @@ error is an event, and the stream ends without `[DONE]`.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from starlette.types import Send
 
@@ -27,10 +29,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 HEARTBEAT_S = 15.0
 """Half of the shortest idle limit that proxies and clients commonly have, 30 s."""
 
+LOADING_S = 5.0
+"""Between two words on a load.  Not sooner: with the first go the headers, and an error that comes
+later is no status any more, on which clients try again by themselves."""
+
 _HEARTBEAT = b": nothing yet\n\n"
 """A comment line: event-stream clients skip it."""
 
-_HEADERS = (
+STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would gather events into blocks
@@ -42,12 +48,12 @@ class EventStream:
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
-        self._headers = [*_HEADERS, *headers]
+        self._headers = [*STREAM_HEADERS, *headers]
         self.is_started = False
 
     def add_headers(self, headers: Headers) -> None:
-        """More headers, where none have gone out yet; later they are left out."""
-        self._headers += headers
+        """More headers, in place of those of their name; left out where they have gone already."""
+        self._headers = replaced(self._headers, headers)
 
     async def write(self, data: bytes) -> None:
         """Send bytes; it returns when the transport takes more, so a slow client slows us."""
@@ -61,6 +67,11 @@ class EventStream:
     async def end(self) -> None:
         """Close the response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def replaced(headers: Headers, by: Headers) -> list[tuple[bytes, bytes]]:
+    """Headers, with others in place of those of their name."""
+    return [*{**dict(headers), **dict(by)}.items()]
 
 
 @contextlib.asynccontextmanager
@@ -81,19 +92,76 @@ async def failures_as_events(out: EventStream) -> AsyncIterator[None]:
 
 
 async def bridged(
-    work: Coroutine[Any, Any, T], out: EventStream, heartbeat_s: float, comment: bytes = _HEARTBEAT
+    work: Coroutine[Any, Any, T],
+    out: EventStream,
+    look_s: float,
+    comment: Callable[[], bytes] = lambda: _HEARTBEAT,
 ) -> T:
-    """The result of `work`, with a comment on the stream for every `heartbeat_s` it takes."""
+    """The result of `work`, with a comment on the stream for every `look_s` it takes.
+
+    Args:
+        work: Whose result is waited for.
+        out: The stream.
+        look_s: Between two comments.
+        comment: Makes one; empty where there is nothing to say.
+    """
     task = asyncio.create_task(work)
     try:
-        while not (await asyncio.wait((task,), timeout=heartbeat_s))[0]:
-            await out.write(comment)
+        while not (await asyncio.wait((task,), timeout=look_s))[0]:
+            if text := comment():
+                await out.write(text)
     finally:
         if not task.done():
             # Waited for: until it has ended it may still be given what must be released.
             task.cancel()
             await asyncio.wait((task,))
     return task.result()
+
+
+class WaitingComments:
+    """What a stream says until its request is admitted.
+
+    Args:
+        model: That it is for.
+        progress: How far the load of a model is; None where it is not being loaded.
+        heartbeat_s: Between two comments while there is nothing to tell.
+    """
+
+    def __init__(
+        self, model: str, progress: Callable[[str], float | None], heartbeat_s: float
+    ) -> None:
+        self._model = model
+        self._progress = progress
+        self._heartbeat_s = heartbeat_s
+        self._silent_since_s = time.monotonic()
+        self.look_s = min(LOADING_S, heartbeat_s)
+
+    def next(self) -> bytes:
+        """The comment for this moment, empty for none; to be asked each `look_s`."""
+        progress, now_s = self._progress(self._model), time.monotonic()
+        if progress is None and now_s - self._silent_since_s < self._heartbeat_s:
+            return b""
+        self._silent_since_s = now_s
+        return loading_comment(self._model, progress)
+
+
+def loading_comment(model: str, progress: float | None) -> bytes:
+    r"""What a stream says while its model is loaded.
+
+    Example:
+        >>> loading_comment("chat", 0.431), loading_comment("chat", None)
+        (b': loading model chat, 43 %\n\n', b': nothing yet\n\n')
+    """
+    if progress is None:
+        return _HEARTBEAT
+    if not progress:
+        return b": waiting to load model %s\n\n" % _in_one_line(model)
+    return b": loading model %s, %d %%\n\n" % (_in_one_line(model), 100 * progress)
+
+
+def _in_one_line(name: str) -> bytes:
+    # A line break in a name would end the comment, and what follows could pass for an event.
+    return quote(name, safe="/:@+ ").encode()
 
 
 async def stream_answer(
@@ -110,7 +178,7 @@ async def stream_answer(
     async def first() -> list[Delta] | None:
         return await anext(batches, None)
 
-    batch = await bridged(first(), out, heartbeat_s, _waiting_comment(answer))
+    batch = await bridged(first(), out, heartbeat_s, lambda: _waiting_comment(answer))
     opening = writer.opening()
     while batch is not None:
         data, failure = encode_batch(writer, tally, merged(batch))

@@ -58,6 +58,7 @@ async def test_the_brim_object_says_what_the_answer_cost(client: Client) -> None
     answer = (await client.chat(max_tokens=9)).json()
     assert answer["brim"] == {
         "model": "small",
+        "instead_of": None,
         "engine": "llamacpp",
         "quant": "F16",
         "context_tokens": 8192,
@@ -129,6 +130,20 @@ async def test_what_was_reused_and_why_no_more_is_in_the_answer(
     assert usage["prompt_tokens_details"] == {"cached_tokens": object_["cached_tokens"]}
     streamed = (await client.chat(stream=True)).events()
     assert streamed[-2]["brim"]["cache"] == object_
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_smaller_model_that_answered_is_named(
+    runtime: ScriptedRuntime, client: Client, stream: bool
+) -> None:
+    """Where power is short and the draft answers, headers and `brim` say so."""
+    runtime.instead_of = "small"
+    runtime.plan = make_plan("tiny")
+    reply = await client.chat(stream=stream)
+    brim = reply.events()[-2]["brim"] if stream else reply.json()["brim"]
+    assert (brim["model"], brim["instead_of"]) == ("tiny", "small")
+    assert reply.headers["x-brim-model"] == "tiny"
+    assert reply.headers["x-brim-instead-of"] == "small"
 
 
 async def test_what_was_left_out_or_moved_is_in_the_answer(

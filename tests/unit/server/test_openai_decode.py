@@ -224,3 +224,29 @@ def test_a_long_value_is_not_repeated_whole() -> None:
     """A message stays readable whatever the client sent."""
     assert len(refusal(CHAT | {"temperature": "x" * 10_000}).message) < 200
     assert len(refusal(CHAT | {"y" * 10_000: 1}).message) < 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1025}]},
+            "messages[0].content",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 129}
+                ]
+            },
+            "messages[0].tool_calls",
+        ),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+    ],
+    ids=["messages", "parts", "tool calls", "stops", "long stop"],
+)
+def test_lists_have_bounds(fields: dict[str, object], param: str) -> None:
+    """One more turn, part, call or stop string than the bound is refused by name."""
+    assert refusal(CHAT | fields).param == param

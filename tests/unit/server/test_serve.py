@@ -206,3 +206,13 @@ async def test_more_connections_than_the_bound_are_busy(runtime: ScriptedRuntime
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1\r\n" in answer
     assert b'"code":"busy"' in answer
+
+
+@pytest.mark.parametrize(("num_headers", "status"), [(98, b"200"), (101, b"431")])
+async def test_headers_are_counted(
+    runtime: ScriptedRuntime, num_headers: int, status: bytes
+) -> None:
+    """A hundred headers are taken, however short, and one more is not."""
+    async with serving(build_app(runtime)) as (_, port):
+        answer = await reply_to(port, GET, b"x: y\r\n" * num_headers, b"Connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status)

@@ -203,13 +203,13 @@ async def test_a_large_body_does_not_hold_the_loop(
         return decode(data, schema)
 
     monkeypatch.setattr(completions, "decode", decode_when_allowed)
-    messages = [{"role": "user", "content": "x"}] * 40_000
+    messages = [{"role": "user", "content": "x" * 120}] * 9_000
     async with running(client.exchange("POST", CHAT, body(messages=messages))) as large:
         assert (await client.exchange("POST", CHAT, body()).run()).status == 200
         assert not large.done()
         may_go_on.set()
         assert (await large).status == 200
-    assert len(runtime.answers[1].request.messages or ()) == 40_000
+    assert len(runtime.answers[1].request.messages or ()) == 9_000
 
 
 @pytest.mark.parametrize("opening", [b"[", b" [ [1],["])

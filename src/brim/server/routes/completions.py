@@ -1,7 +1,9 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`: two shapes around one exchange."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -11,17 +13,26 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from brim.core.plan import Plan
-from brim.errors import Busy, RequestTimeout
+from brim.errors import BrimError, Busy, RequestTimeout
 from brim.runtime.api import Answer, ModelStatus, Runtime
+from brim.server.caller import Caller, known_caller
 from brim.server.connection import ClientLeft, read_body, while_connected
 from brim.server.failure import error_response
 from brim.server.limits import LARGE_BODY_BYTES
 from brim.server.merged import submit_all
-from brim.server.stream import EventStream, bridged, failures_as_events, merged, stream_answer
+from brim.server.routes.usage import UsageSource
+from brim.server.stream import (
+    EventStream,
+    WaitingComments,
+    bridged,
+    failures_as_events,
+    merged,
+    replaced,
+    stream_answer,
+)
 from brim.server.wire import convert, openai, whole
 from brim.server.wire.chunks import AnyWriter, ChatChunks, CompletionChunks
 from brim.server.wire.decode import decode
-from brim.server.wire.options import key_of
 from brim.server.wire.outline import refuse_oversized
 from brim.server.wire.tally import Tally, cache_headers, num_trimmed_tokens
 
@@ -33,7 +44,7 @@ class Shape(Generic[Body]):
     """What tells the two routes apart."""
 
     schema: type[Body]
-    call: Callable[[Body, Sequence[ModelStatus], str], convert.Call]
+    call: Callable[[Body, Sequence[ModelStatus], Caller], convert.Call]
     writer: type[AnyWriter]
     whole: whole.Whole
 
@@ -42,28 +53,42 @@ CHAT = Shape(openai.ChatCompletionRequest, convert.chat_call, ChatChunks, whole.
 PLAIN = Shape(openai.CompletionRequest, convert.completion_call, CompletionChunks, whole.completion)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What both routes keep to."""
+
+    max_body_bytes: int
+    """Longer request bodies are refused."""
+    heartbeat_s: float
+    """Seconds between comments while a stream has nothing to say yet."""
+
+
 class CompletionsEndpoint(Generic[Body]):
     """An ASGI app that answers one of the routes.
 
     Args:
         runtime: Admits and generates.
         shape: CHAT or PLAIN.
-        max_body_bytes: Longer request bodies are refused.
-        heartbeat_s: Seconds between comments while a stream has nothing to say yet.
+        bounds: What it keeps to.
+        usage: Where it is looked up what an app's budget leaves.
     """
 
     def __init__(
-        self, runtime: Runtime, shape: Shape[Body], *, max_body_bytes: int, heartbeat_s: float
+        self,
+        runtime: Runtime,
+        shape: Shape[Body],
+        bounds: Bounds,
+        usage: UsageSource | None = None,
     ) -> None:
         self._runtime = runtime
         self._shape = shape
-        self._max_body_bytes = max_body_bytes
-        self._heartbeat_s = heartbeat_s
+        self._bounds = bounds
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            data = await read_body(scope, receive, self._max_body_bytes)
+            data = await read_body(scope, receive, self._bounds.max_body_bytes)
         except ClientLeft:
             return
         except RequestTimeout as exc:
@@ -71,7 +96,7 @@ class CompletionsEndpoint(Generic[Body]):
             response.headers["connection"] = "close"  # the rest of the body must not be waited for
             await response(scope, receive, send)
             return
-        call = await self._understood(data, key_of(dict(scope["headers"]).get(b"authorization")))
+        call = await self._understood(data, known_caller(scope))
         is_started = False
 
         async def tracked(message: Message) -> None:
@@ -87,14 +112,14 @@ class CompletionsEndpoint(Generic[Body]):
             if not is_started:
                 await error_response(_stopping())(scope, receive, send)
 
-    async def _understood(self, data: bytes, key: str) -> convert.Call:
-        models = self._runtime.models()
+    async def _understood(self, data: bytes, caller: Caller) -> convert.Call:
+        models = caller.visible(self._runtime.models())
         if len(data) < LARGE_BODY_BYTES:
-            return self._shape.call(decode(data, self._shape.schema), models, key)
+            return self._shape.call(decode(data, self._shape.schema), models, caller)
 
         def understand() -> convert.Call:
             refuse_oversized(data, models)
-            return self._shape.call(decode(data, self._shape.schema), models, key)
+            return self._shape.call(decode(data, self._shape.schema), models, caller)
 
         return await asyncio.to_thread(understand)
 
@@ -107,25 +132,58 @@ class CompletionsEndpoint(Generic[Body]):
             return answer
 
         try:
+            caller = known_caller(scope)
             if call.stream:
-                await self._stream(call, submit, send)
+                await self._stream(call, submit, send, caller)
             else:
-                response = await self._collect(call, await submit())
+                with self._discreet(caller):
+                    response = await self._collect(call, await submit())
                 await response(scope, receive, send)
         finally:
             if answer is not None:
                 answer.cancel()
 
+    @contextlib.contextmanager
+    def _discreet(self, caller: Caller) -> Iterator[None]:
+        """Errors tell an app of no model that was not granted to it.
+
+        What stands in the way of a model is often another one, and the runtime names it.
+        """
+        try:
+            yield
+        except BrimError as error:
+            message = caller.without_hidden(error.message, self._runtime.models())
+            if message == error.message:
+                raise
+            told = copy.copy(error)  # others may wait for the same load, and are told the same
+            told.message = message
+            raise told from error
+
     async def _stream(
-        self, call: convert.Call, submit: Callable[[], Coroutine[Any, Any, Answer]], send: Send
+        self,
+        call: convert.Call,
+        submit: Callable[[], Coroutine[Any, Any, Answer]],
+        send: Send,
+        caller: Caller,
     ) -> None:
         plan = convert.find_model(call.model, self._runtime.models()).plan
         out = EventStream(send, known_headers(call, plan))
         async with failures_as_events(out):
-            answer = await bridged(submit(), out, self._heartbeat_s)
-            out.add_headers(admission_headers(answer))
-            writer = self._shape.writer(call, answer.plan)
-            await stream_answer(call, answer, writer, out, self._heartbeat_s)
+            with self._discreet(caller):
+                waiting = WaitingComments(
+                    call.model, self._runtime.load_progress, self._bounds.heartbeat_s
+                )
+                answer = await bridged(submit(), out, waiting.look_s, waiting.next)
+                out.add_headers(self._admission_headers(call, answer))
+                writer = self._shape.writer(call, answer.plan)
+                await stream_answer(call, answer, writer, out, self._bounds.heartbeat_s)
+
+    def _admission_headers(self, call: convert.Call, answer: Answer) -> list[tuple[bytes, bytes]]:
+        headers, app = admission_headers(answer), call.requests[0].app
+        left = self._usage.left(app).left_tokens if app and self._usage is not None else None
+        if left is not None:
+            headers.append((b"x-brim-budget-tokens-left", str(left).encode()))
+        return headers
 
     async def _collect(self, call: convert.Call, answer: Answer) -> Response:
         """The whole answer as one response; a failure anywhere in it is raised."""
@@ -139,8 +197,8 @@ class CompletionsEndpoint(Generic[Body]):
         tally.check_complete()
         body = self._shape.whole(call, answer.plan, collected, tally)
         response = Response(msgspec.json.encode(body), media_type="application/json")
-        response.raw_headers += known_headers(call, answer.plan)
-        response.raw_headers += admission_headers(answer)
+        known = replaced(known_headers(call, answer.plan), self._admission_headers(call, answer))
+        response.raw_headers += known
         response.raw_headers += _encoded(cache_headers(tally.cache()))
         return response
 
@@ -164,11 +222,18 @@ def known_headers(call: convert.Call, plan: Plan) -> list[tuple[bytes, bytes]]:
 
 def admission_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """`x-brim-*`: what admission decides."""
-    values = [
+    values: list[tuple[str, object]] = [
         ("x-brim-max-tokens", answer.max_tokens),
         ("x-brim-queue-place", answer.queue_place),
         ("x-brim-trimmed-tokens", num_trimmed_tokens(answer)),
     ]
+    if answer.instead_of is not None:
+        model = answer.plan.model
+        values += [
+            ("x-brim-model", model.name),
+            ("x-brim-quant", model.quant),
+            ("x-brim-instead-of", answer.instead_of),
+        ]
     return _encoded([(name, str(value)) for name, value in values])
 
 

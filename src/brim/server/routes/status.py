@@ -1,10 +1,11 @@
-"""`GET /health` for load balancers, `GET /brim/ps` and `GET /brim/ledger` for `brim ps`."""
+"""`/health` for load balancers, and `/brim/ps`, `/brim/ledger`, `/brim/stance` for `brim ps`."""
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from brim.runtime.api import ModelState, ModelStatus, Runtime
+from brim.server.caller import Caller, caller_of
 from brim.server.wire.responses import Health
 
 _LOADING = frozenset({ModelState.STARTING, ModelState.RESTARTING})
@@ -18,18 +19,22 @@ class StatusRoutes:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def health(self, _: Request) -> Response:
-        """200 when every model is ready and requests are taken, 503 with the reason otherwise."""
-        health = self._health()
+    async def health(self, request: Request) -> Response:
+        """200 when every model is ready and requests are taken, 503 with the reason otherwise.
+
+        Everybody may ask; which models there are is told to those who may use them.
+        """
+        health = self._health(caller_of(request.scope))
         return Response(
             msgspec.json.encode(health),
             status_code=200 if health.status == "ok" else 503,
             media_type="application/json",
         )
 
-    def _health(self) -> Health:
+    def _health(self, caller: Caller | None) -> Health:
         statuses = self._runtime.models()
-        states = {status.name: status.state.value for status in statuses}
+        visible = () if caller is None else caller.visible(statuses)
+        states = {status.name: status.state.value for status in visible}
         if self._runtime.is_draining():
             return Health(status="draining", models=states)
         if all(status.state in _SERVING for status in statuses):
@@ -46,6 +51,10 @@ class StatusRoutes:
         """The account of the machine's memory: `ledger.entry.Statement`, or null before a grant."""
         statement = self._runtime.statement()
         return Response(msgspec.json.encode(statement), media_type="application/json")
+
+    async def stance(self, _: Request) -> Response:
+        """What the governor lets happen at the moment: `core.stance.Stance`."""
+        return Response(msgspec.json.encode(self._runtime.stance()), media_type="application/json")
 
 
 def _without_template(status: ModelStatus) -> ModelStatus:

@@ -13,6 +13,7 @@ from brim.core.sampling import SamplingParams
 from brim.errors import ContextOverflow, InvalidRequest, NotFound
 from brim.runtime.api import ModelStatus
 from brim.server import limits
+from brim.server.caller import NOBODY, Caller
 from brim.server.wire.openai import ChatCompletionRequest, ChatMessage, CompletionRequest
 from brim.server.wire.options import request_fields
 
@@ -57,13 +58,15 @@ def find_model(name: str, models: Sequence[ModelStatus]) -> ModelStatus:
     raise NotFound(f"there is no model '{name[:100]}'; {hint}", param="model")
 
 
-def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus], key: str = "") -> Call:
+def chat_call(
+    body: ChatCompletionRequest, models: Sequence[ModelStatus], caller: Caller = NOBODY
+) -> Call:
     """The call behind `/v1/chat/completions`.
 
     Args:
         body: The request.
-        models: What is served.
-        key: The API key that came with it.
+        models: What is served to the caller.
+        caller: Who sent it.
 
     Raises:
         InvalidRequest: Two fields contradict each other, or a value does not suit the model.
@@ -85,21 +88,24 @@ def chat_call(body: ChatCompletionRequest, models: Sequence[ModelStatus], key: s
         stop=_stops(body),
         sampling=_sampling(body, status, (body.top_logprobs or 0) if body.logprobs else None),
         template_variables=variables,
-        **_options(body, status, key),
+        **_options(body, status, caller),
     )
     return _call(body, request_id, (request,))
 
 
-def completion_call(body: CompletionRequest, models: Sequence[ModelStatus], key: str = "") -> Call:
+def completion_call(
+    body: CompletionRequest, models: Sequence[ModelStatus], caller: Caller = NOBODY
+) -> Call:
     """The call behind `/v1/completions`.
 
     Args:
         body: The request.
-        models: What is served.
-        key: The API key that came with it.
+        models: What is served to the caller.
+        caller: Who sent it.
 
     Raises:
-        InvalidRequest: The prompt is none of the four forms, or a value does not suit the model.
+        InvalidRequest: The prompt is none of the four forms, a value does not suit the model, or
+            there are more prompts than the app may have requests.
         ContextOverflow: A prompt has more token ids than the window.
         NotFound: No such model.
     """
@@ -112,10 +118,12 @@ def completion_call(body: CompletionRequest, models: Sequence[ModelStatus], key:
         num_choices=body.n or 1,
         stop=_stops(body),
         sampling=_sampling(body, status, body.logprobs),
-        **_options(body, status, key),
+        **_options(body, status, caller),
     )
     plan = status.plan
-    prompts = prompts_of(body.prompt, plan.model.vocab_size, plan.context_tokens)
+    window = min(plan.context_tokens, first.max_context_tokens or plan.context_tokens)
+    prompts = prompts_of(body.prompt, plan.model.vocab_size, window)
+    _check_allowed(caller, len(prompts))
     requests = tuple(
         msgspec.structs.replace(
             first,
@@ -160,6 +168,24 @@ def prompts_of(
         else _tokens(cast("list[int]", item), vocab_size, context_tokens)
         for item in prompt
     ]
+
+
+def _check_allowed(caller: Caller, num_prompts: int) -> None:
+    """Refuse what an app's limits never let through: each prompt is a request of its own.
+
+    Raises:
+        InvalidRequest: There are more prompts than it may have requests.
+    """
+    if caller.app is None:
+        return
+    given = caller.app.limits
+    bounds = [n for n in (given.max_concurrent, given.requests_per_minute) if n is not None]
+    if num_prompts > min(bounds, default=num_prompts):
+        raise InvalidRequest(
+            f"`prompt` holds {num_prompts} prompts, each a request of its own, and app "
+            f"'{caller.app.name}' may send {min(bounds)} together; send the others later",
+            param="prompt",
+        )
 
 
 def _tokens(items: Sequence[object], vocab_size: int, context_tokens: int) -> tuple[int, ...]:
@@ -244,9 +270,13 @@ def _message(message: ChatMessage, number: int) -> Message:
     )
 
 
-def _options(body: Body, status: ModelStatus, key: str) -> dict[str, Any]:
+def _options(body: Body, status: ModelStatus, caller: Caller) -> dict[str, Any]:
     return request_fields(
-        body.brim, key=key, overflow=status.overflow, is_flexible=body.service_tier == "flex"
+        body.brim,
+        caller=caller,
+        overflow=status.overflow,
+        pair=status.pair,
+        is_flexible=body.service_tier == "flex",
     )
 
 

@@ -62,7 +62,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     role: Role
     """`developer` is rendered as `system`, which is what templates know."""
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Meta(max_length=limits.MAX_PARTS)] | None = None
     """Only a turn with tool calls may go without."""
     name: str | None = None
     tool_call_id: str | None = None
@@ -71,7 +71,9 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What the model thought, in an earlier turn of it; templates show or drop it."""
     reasoning: str | None = None
     """Other servers' name of the same; where both are given, `reasoning_content` counts."""
-    tool_calls: list[HistoryToolCall] | None = None
+    tool_calls: Annotated[list[HistoryToolCall], Meta(max_length=limits.MAX_TOOL_CALLS)] | None = (
+        None
+    )
     """Of an earlier turn of the model."""
     refusal: None = None
     annotations: Empty | None = None
@@ -145,7 +147,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ChatCompletionRequest(_Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
     """OpenAI's newer name of `max_tokens`; where both are given, both hold."""
     logprobs: bool | None = None

@@ -1,24 +1,23 @@
 """The `brim` object of a request, and what it makes of one: whose cache, how urgent, how long.
 
 Namespaces decide who may reuse whose prompts: a client that finds one reused learns that somebody
-has sent it.  So by default they are as private as the API key, which itself is never stored.
+has sent it.  So by default they are as private as the app, or as the API key of a client that is
+none, which itself is never stored.
 """
 
-import hashlib
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from brim.core.app import App
 from brim.core.request import OverflowPolicy, Priority
 from brim.errors import InvalidRequest
 from brim.server import limits
+from brim.server.caller import Caller
 
 SHARED_NAMESPACE = "shared"
-"""No private one is spelt so: those begin with "key:" or "/", or are empty."""
-
-_KEY_DIGITS = 32
-"""Of the key's SHA-256 in hex: 128 bits, of which nobody finds two alike."""
+"""No private one is spelt so: those begin with "app:", "key:" or "/", or are empty."""
 
 
 class CacheChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,35 +52,21 @@ class BrimOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """True leaves lines that change with every request where the client put them."""
 
 
-def key_of(authorization: bytes | None) -> str:
-    """The API key in an `Authorization` header; empty where there is none.
-
-    Example:
-        >>> key_of(b"Bearer sk-1"), key_of(b"bearer  sk-1 "), key_of(None)
-        ('sk-1', 'sk-1', '')
-    """
-    text = (authorization or b"").decode("latin-1").strip()
-    scheme, _, key = text.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else text
-
-
-def namespace_of(key: str, choice: CacheChoice | None) -> str:
+def namespace_of(caller: Caller, choice: CacheChoice | None) -> str:
     """Whose KV a request may reuse, and whose it becomes.
 
     Args:
-        key: The API key that the client sent; empty for none.
+        caller: Who sent it.
         choice: What it asked for.
 
     Raises:
         InvalidRequest: It asks for the shared namespace and for one of its own.
 
     Example:
-        >>> namespace_of("", None), namespace_of("", CacheChoice(namespace="mail"))
+        >>> namespace_of(Caller(), None), namespace_of(Caller(), CacheChoice(namespace="mail"))
         ('', '/mail')
     """
-    owner = ""
-    if key:
-        owner = f"key:{hashlib.sha256(key.encode()).hexdigest()[:_KEY_DIGITS]}"
+    owner = caller.namespace
     if choice is None:
         return owner
     if choice.share:
@@ -95,26 +80,45 @@ def namespace_of(key: str, choice: CacheChoice | None) -> str:
 
 
 def request_fields(
-    options: BrimOptions | None, *, key: str, overflow: OverflowPolicy, is_flexible: bool
+    options: BrimOptions | None,
+    *,
+    caller: Caller,
+    overflow: OverflowPolicy,
+    pair: tuple[str, str] | None,
+    is_flexible: bool,
 ) -> dict[str, Any]:
-    """Fields of `core.request.Request` that the options decide.
+    """Fields of `core.request.Request` that the options and the caller decide.
 
     Args:
         options: The request's `brim` object.
-        key: The API key that the client sent.
-        overflow: The server's policy, where the request gives none.
+        caller: Who sent it.
+        overflow: The server's policy, where neither the request nor its app gives one.
+        pair: As which its model is loaded, target and draft; None where it has no partner.
         is_flexible: Whether OpenAI's `service_tier` says that the request can wait.
 
     Raises:
         InvalidRequest: As `namespace_of`.
     """
-    options = options or BrimOptions()
-    priority = Priority.BACKGROUND if is_flexible else Priority.INTERACTIVE
+    options, app = options or BrimOptions(), caller.app
+    priority = options.priority or (Priority.BACKGROUND if is_flexible else Priority.INTERACTIVE)
+    if app is not None and app.priority is Priority.BACKGROUND:
+        priority = Priority.BACKGROUND
+    usual = overflow if app is None or app.overflow is None else app.overflow
+    namespace = namespace_of(caller, options.cache)
     return {
         "force": bool(options.force),
-        "priority": options.priority or priority,
-        "overflow": options.overflow or overflow,
-        "cache_namespace": namespace_of(key, options.cache),
+        "priority": priority,
+        "overflow": options.overflow or usual,
+        "cache_namespace": namespace,
         "use_cache": options.cache is None or options.cache.use is not False,
         "keep_volatile_lines": bool(options.keep_volatile_lines),
+        "app": caller.app_name,
+        "max_context_tokens": None if app is None else app.max_context_tokens,
+        "accepts_draft": app is not None and app.accepts_draft_of(pair),
+        "keeps_on_disk": not (namespace == SHARED_NAMESPACE and _has_write_budget(app)),
     }
+
+
+def _has_write_budget(app: App | None) -> bool:
+    # What is written to the shared namespace is counted as nobody's, which would be a way around.
+    return app is not None and app.budgets.ssd_write_bytes is not None

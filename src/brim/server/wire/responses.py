@@ -107,6 +107,9 @@ class BrimInfo(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
+    """The model that answered."""
+    instead_of: str | None
+    """The one that was asked for, where its smaller partner answered because power is short."""
     engine: str
     quant: str
     context_tokens: int
@@ -294,3 +297,31 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["ok", "loading", "failed", "draining"]
     models: dict[str, str] | UnsetType = UNSET
     """The state of each model, where not all are ready."""
+
+
+class AmountUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """One budget of a day; null is no bound."""
+
+    used: float
+    reserved: float = 0
+    """That requests in work may still use, beside what they are known to."""
+    budget: float | None
+    left: float | None
+
+
+class AppUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `/brim/v1/usage`."""
+
+    app: str
+    day: str
+    """In UTC, as 2026-11-22."""
+    renews_in_s: float
+    tokens: AmountUsed
+    """Read and written."""
+    energy_j: AmountUsed
+    """Where the machine can tell."""
+    ssd_write_bytes: AmountUsed
+    """Of the prefix cache."""
+    num_in_flight: int
+    max_concurrent: int | None
+    requests_per_minute: int | None

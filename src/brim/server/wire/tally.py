@@ -84,12 +84,13 @@ class Tally:
 
     def info(self) -> BrimInfo:
         """The `brim` object."""
-        plan = self._answer.plan
+        plan, instead_of = self._answer.plan, self._answer.instead_of
         num_prompt, num_cached, num_completion = self._totals()
         choices = tuple(self._choice(index) for index in sorted(self._endings))
         first = choices[0]
         return BrimInfo(
-            model=self._call.model,
+            model=self._call.model if instead_of is None else plan.model.name,
+            instead_of=instead_of,
             engine=plan.engine,
             quant=plan.model.quant,
             context_tokens=plan.context_tokens,
