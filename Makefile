@@ -12,6 +12,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 .PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
   bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast \
   bench-mlx bench-mlx-memory bench-kv bench-engines bench-serving bench-overflow fuzz \
+  bench-pressure bench-relief bench-switching bench-cycles bench-priorities bench-meter fuzz-server \
   goldens forecast-fit forecast-pages catalogue
 
 help:  ## list the targets
@@ -87,6 +88,24 @@ bench-many: $(VENV)/.dev  ## 64 streaming clients at once
 bench-death: $(VENV)/.dev  ## kill -9 of the worker during eight streams
 	$(PY) benches/worker_death.py
 
+bench-pressure: $(VENV)/.dev  ## three models, real memory pressure: governor on and off (root, a memory cgroup, swap)
+	$(PY) benches/pressure.py
+
+bench-relief: $(VENV)/.dev  ## from an event of pressure to memory given back
+	$(PY) benches/pressure_relief.py
+
+bench-switching: $(VENV)/.dev  ## a hundred requests for four models of which two fit
+	$(PY) benches/switching.py
+
+bench-cycles: $(VENV)/.dev  ## 500 loads and unloads: what is left over
+	$(PY) benches/load_cycles.py
+
+bench-priorities: $(VENV)/.dev  ## an interactive app beside a background app that floods
+	$(PY) benches/priorities.py
+
+bench-meter: $(VENV)/.dev  ## what counting an app's usage costs a request
+	$(PY) benches/meter_cost.py
+
 bench-equality: $(VENV)/.dev  ## tokens and logits against a plain llama_decode loop, and of MLX against llama.cpp
 	$(PY) benches/equality.py --profile exact src/brim/registry/data/demo.gguf
 	$(PY) benches/equality.py --profile shipping src/brim/registry/data/demo.gguf
@@ -117,8 +136,12 @@ fuzz: $(VENV)/.dev  ## 100,000 mutated headers within 256 MB; header speed of a 
 	$(PY) benches/fuzz_headers.py --count 100000
 	$(PY) benches/header_speed.py
 
-goldens: $(VENV)/.dev  ## write tests/golden/plans anew; the diff is what a change does to plans
+fuzz-server: $(VENV)/.dev  ## ten minutes of broken requests against every route of a running server
+	$(PY) benches/fuzz_server.py
+
+goldens: $(VENV)/.dev  ## write tests/golden anew: plans, events of scenarios; the diff is what a change does
 	PYTHONPATH=tests $(PY) tests/golden/golden_plans.py
+	PYTHONPATH=tests $(PY) tests/golden/golden_scenarios.py
 
 # ROWS is a JSON file of measured speeds, PROMISES one of published expectations; neither ships.
 forecast-fit: $(VENV)/.dev  ## fit the speed table of planner/data: make forecast-fit ROWS=FILE

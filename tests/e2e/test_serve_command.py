@@ -70,8 +70,8 @@ def test_a_second_signal_ends_at_once(server: ServerProcess) -> None:
     thread, answers = long_answer(server, 8000)
     server.process.send_signal(signal.SIGINT)
     assert server.process.stderr is not None
-    server.stderr += server.process.stderr.readline()
-    server.stderr += server.process.stderr.readline()
+    while "stopping when done" not in server.stderr:
+        server.stderr += server.process.stderr.readline()
     server.process.send_signal(signal.SIGINT)
     thread.join()
     assert answers[0][0] >= 500
@@ -94,7 +94,8 @@ def test_models_of_one_file_are_served_under_their_own_names(tmp_path: Path) -> 
         assert [model["name"] for model in server.ps()] == ["toy", "Other:1"]
         body = {"model": "Other:1", "prompt": "a", "max_tokens": 2}
         assert server.ask("POST", "/v1/completions", body)[0] == 200
-        refused = server.brim("serve", "--port", "0", "-m", "toy", "-m", "toy")
+        own = ("--port", "0", "--state-dir", str(tmp_path / "second"))
+        refused = server.brim("serve", *own, "-m", "toy", "-m", "toy")
     finally:
         server.kill()
     assert refused.returncode == 1

@@ -10,11 +10,14 @@ from typer.exceptions import TyperException
 
 import brim
 from brim.cli import (
+    apps,
     bench,
     cache,
     calibrate,
     config,
     convert,
+    doctor,
+    events,
     forecast,
     machine,
     models,
@@ -39,6 +42,7 @@ app.command("run")(run.run)
 app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("ps")(ps.ps)
+app.command("events")(events.events)
 app.command("stop")(stop.stop)
 app.command("models")(models.models)
 app.command("machine")(machine.machine)
@@ -46,6 +50,8 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("recommend")(recommend.recommend)
 app.command("forecast")(forecast.forecast)
 app.command("convert")(convert.convert)
+app.command("doctor")(doctor.doctor)
+app.add_typer(apps.app, name="apps")
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")

@@ -22,7 +22,7 @@ def print_table(
         rows: Cells, as many to each row as there are columns.
         right: Indices of columns that are aligned right.
     """
-    rows = [[_on_one_line(cell) for cell in row] for row in rows]
+    rows = [[on_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         cells = [
@@ -32,11 +32,11 @@ def print_table(
         typer.echo("  ".join(cells).rstrip())
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """A cell without line ends or terminal codes, which names from files may hold.
 
     Example:
-        >>> _on_one_line("a" + chr(10) + "b" + chr(27) + "[31m")
+        >>> on_one_line("a" + chr(10) + "b" + chr(27) + "[31m")
         'a?b?[31m'
     """
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -9,24 +9,34 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Awaitable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+from brim.apps.registry import FILE_NAME as APPS_FILE
+from brim.apps.registry import Registry
 from brim.cli.errors import say
+from brim.cli.governing import governed, in_background
 from brim.cli.neighbours import forecast_history, grant_book
 from brim.cli.output import gib
 from brim.cli.planning import room_note, with_engine_reason
+from brim.cli.records import Records, open_records
+from brim.cli.simulation import Simulation
 from brim.cli.speed_sources import usable_calibration
-from brim.cli.state import write_state
+from brim.cli.state import new_operator_token, write_state
+from brim.config.places import state_directory, state_path
 from brim.config.tree import ModelSettings, Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Plan
 from brim.errors import BrimError
+from brim.governor.actuator import Actuator
 from brim.ledger.account import Account
-from brim.machine.reading import read_machine
+from brim.machine.energy import EnergyMeter
+from brim.machine.reading import machine_at_hand, read_machine
 from brim.planner.fit import Room, fit_plan
 from brim.runtime.gateway import Gateway
 from brim.server.app import build_app
+from brim.server.auth import Doorkeeper, check_exposed, requires_keys
 from brim.server.guard import served_hosts
 from brim.server.limits import MAX_CONNECTIONS
 from brim.server.serve import HttpServer
@@ -39,10 +49,12 @@ async def serve_until_signal(
     plans: Sequence[Plan],
     settings: Settings,
     listener: socket.socket,
+    apps: Registry,
     *,
     force: bool,
     may_shrink: bool = False,
     wait_s: float = 0.0,
+    simulation: Simulation | None = None,
 ) -> None:
     """Serve planned models on a listening socket; returns when a signal has ended it.
 
@@ -50,51 +62,147 @@ async def serve_until_signal(
         plans: The models.
         settings: The settings.
         listener: Where to serve them.
+        apps: Who may use them; closed when this returns.
         force: Load even what does not fit.
         may_shrink: Take a smaller KV type or context where a plan does not fit comfortably.
         wait_s: How long to wait for memory that other programs hold.
+        simulation: The machine that they are served on, where it is not this one.
 
     Raises:
         BrimError: A model cannot be loaded, or the state file not be written.
     """
-    gateway = Gateway(
-        plans,
-        settings=settings,
-        account=Account(),
-        read_machine=read_machine,
-        book=grant_book(),
-        history=forecast_history(),
-        fit=fitted if may_shrink and not force else None,
-        force=force,
-        say=say,
-    )
-    app = build_app(
-        gateway,
-        allowed_hosts=served_hosts(
-            settings.server.host, listener.getsockname()[0], settings.server.allowed_hosts
-        ),
-        allowed_origins=settings.server.allowed_origins,
-        max_body_bytes=settings.server.max_body_bytes,
-    )
-    server = HttpServer(
-        app,
-        listener,
-        finish_within_s=CLOSE_WITHIN_S,
-        max_connections=_max_connections(settings.models, len(plans)),
-    )
-    signals = _Signals()
-    with _announced(settings, listener):
+    is_simulated = simulation is not None
+    operator_token = new_operator_token()
+    with contextlib.ExitStack() as stack:
+        stack.callback(apps.close)
+        records = stack.enter_context(
+            open_records(state_directory(settings), apps, is_simulated=is_simulated)
+        )
+        gateway = _gateway(plans, settings, apps, records, simulation, force, may_shrink)
+        server = _http_server(gateway, settings, listener, apps, records, operator_token)
+        signals = _Signals()
+        stack.enter_context(_announced(settings, listener, operator_token))
         serving = asyncio.create_task(server.run(lambda url: say(f"listening on {url}")))
         try:
             if await signals.first_of(gateway.start(wait_s=wait_s)):
-                _say_ready(gateway)
-                if await signals.first_of(asyncio.shield(serving)):
-                    raise BrimError("the HTTP server ended by itself; start brim again")
-                await _drain(gateway, signals, settings.server.drain_limit_s)
+                _say_ready(gateway, say if simulation is None else simulation.say)
+                async with _governed(gateway, settings, plans, simulation):
+                    if await signals.first_of(asyncio.shield(serving)):
+                        raise BrimError("the HTTP server ended by itself; start brim again")
+                    await _drain(gateway, signals, settings.server.drain_limit_s)
         finally:
             await gateway.stop()
             server.stop()
             await serving
+
+
+def _gateway(
+    plans: Sequence[Plan],
+    settings: Settings,
+    apps: Registry,
+    records: Records,
+    simulation: Simulation | None,
+    force: bool,
+    may_shrink: bool,
+) -> Gateway:
+    """The gateway, on this machine or on a simulated one.
+
+    Other processes are told nothing of a simulated machine's grants, no forecast is learnt from
+    it, and plans stay as the real machine, which runs them, wants them.
+    """
+
+    def pinned() -> set[str]:
+        names = {plan.model.name for plan in plans}
+        kept = [app for app in apps.apps() if app.keep_loaded]
+        return {name for name in names if any(app.may_use(name) for app in kept)}
+
+    is_real = simulation is None
+    return Gateway(
+        plans,
+        settings=settings,
+        account=Account(),
+        read_machine=read_machine if simulation is None else simulation.machine.read_machine,
+        book=grant_book() if is_real else None,
+        history=forecast_history() if is_real else None,
+        fit=fitted if may_shrink and not force and is_real else None,
+        force=force,
+        say=say if simulation is None else simulation.say,
+        events=records.events,
+        meter=records.meter,
+        pinned_by_apps=pinned,
+        read_joules=EnergyMeter().read_j if is_real else None,
+    )
+
+
+def _http_server(
+    gateway: Gateway,
+    settings: Settings,
+    listener: socket.socket,
+    apps: Registry,
+    records: Records,
+    operator_token: str,
+) -> HttpServer:
+    address = listener.getsockname()[0]
+    app = build_app(
+        gateway,
+        doorkeeper=Doorkeeper(
+            apps.authenticate,
+            requires_key=requires_keys(address, settings.server.require_keys),
+            operator_token=operator_token,
+        ),
+        usage=records.meter,
+        allowed_hosts=served_hosts(settings.server.host, address, settings.server.allowed_hosts),
+        allowed_origins=settings.server.allowed_origins,
+        max_body_bytes=settings.server.max_body_bytes,
+    )
+    return HttpServer(
+        app,
+        listener,
+        finish_within_s=CLOSE_WITHIN_S,
+        max_connections=_max_connections(settings.models, len(gateway.models())),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _governed(
+    gateway: Gateway, settings: Settings, plans: Sequence[Plan], simulation: Simulation | None
+) -> AsyncIterator[None]:
+    """Have the gateway governed meanwhile, by what its machine feels."""
+    machine = machine_at_hand() if simulation is None else simulation.machine
+    spec = await asyncio.to_thread(machine.read_machine)
+    async with contextlib.AsyncExitStack() as stack:
+        actuator: Actuator = gateway.actuator
+        speed, clock = 1.0, time.monotonic
+        if simulation is not None:
+            simulation.begin()
+            actuator, speed = simulation.staged(gateway.actuator), simulation.speed
+            clock = simulation.now_s
+            asking = in_background(simulation.ask(gateway, plans), "asking for the scenario")
+            await stack.enter_async_context(asking)
+        await stack.enter_async_context(
+            governed(
+                machine.read_signals,
+                actuator,
+                gateway.event_log,
+                settings.governor,
+                ram_bytes=spec.ram_bytes,
+                speed=speed,
+                clock=clock,
+                is_simulated=simulation is not None,
+            )
+        )
+        yield
+
+
+def known_apps(settings: Settings, listener: socket.socket) -> Registry:
+    """The apps that may use a server that listens here.
+
+    Raises:
+        ConfigError: None is known, and other machines reach it; or what is kept of them is damaged.
+    """
+    apps = Registry(state_path(settings) / APPS_FILE)
+    check_exposed(listener.getsockname()[0], bool(apps.apps()))
+    return apps
 
 
 def fitted(wish: Plan, machine: MachineSpec, room: Room) -> Plan:
@@ -159,7 +267,7 @@ async def _drain(gateway: Gateway, signals: _Signals, limit_s: float) -> None:
     await signals.first_of(gateway.drain(limit_s))
 
 
-def _say_ready(gateway: Gateway) -> None:
+def _say_ready(gateway: Gateway, say: Callable[[str], None]) -> None:
     """One line for each model: what it takes, and a word where memory is tight."""
     grants = gateway.grants()
     for status in gateway.models():
@@ -175,10 +283,15 @@ def _say_ready(gateway: Gateway) -> None:
 
 
 @contextlib.contextmanager
-def _announced(settings: Settings, listener: socket.socket) -> Iterator[Path]:
+def _announced(settings: Settings, listener: socket.socket, operator_token: str) -> Iterator[Path]:
     """Keep a state file while the server runs, so that `ps` and `stop` find it."""
-    port = int(listener.getsockname()[1])
-    path = write_state(settings.server.host, port, settings.server.drain_limit_s)
+    path = write_state(
+        settings.server.host,
+        int(listener.getsockname()[1]),
+        settings.server.drain_limit_s,
+        operator_token=operator_token,
+        directory=state_path(settings),
+    )
     try:
         yield path
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from brim.cli.planning import check_names, plan_model, split_name
+from brim.cli.planning import check_names, names_not_served, plan_model, split_name
 from brim.config.tree import ModelSettings, Settings
 from brim.core.machine import MachineSpec
 from brim.core.plan import Objective
@@ -100,3 +100,17 @@ def test_models_of_one_name_are_told_apart_by_naming_them() -> None:
     assert other.model.name == "other"
     with pytest.raises(ConfigError, match=r"two models are named 'demo'; .* -m NAME=/.*demo\.gguf"):
         check_names([demo, demo])
+
+
+def test_settings_that_name_a_model_which_is_not_served_are_told() -> None:
+    """A misspelt name in any of the settings that take names has a sentence of its own."""
+    demo = plan_model("demo", MACHINE, Settings(), name="chat")
+    right = ModelSettings(keep_loaded=("chat",), parallel=("chat=4",))
+    assert names_not_served(right, [demo]) == []
+    wrong = ModelSettings(keep_loaded=("caht",), pairs=("chat+draft",), parallel=("Chat=4",))
+    told = names_not_served(wrong, [demo])
+    assert [sentence.split(",")[0] for sentence in told] == [
+        "models.keep_loaded names 'caht'",
+        "models.pairs names 'draft'",
+        "models.parallel names 'Chat'",
+    ]
