@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.cgroup import unavailable_reason
 from support.pressure import (
     LIMIT_BYTES,
+    NEEDED_BYTES,
     REAL_LAYERS,
     SWAP_BYTES,
     Pressed,
@@ -247,7 +248,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    if reason := unavailable_reason(with_swap=True):
+    if reason := unavailable_reason(with_swap=True, needs_bytes=NEEDED_BYTES):
         raise SystemExit(f"no real pressure can be made here: {reason}")
     print(describe_machine(), flush=True)
     errands, texts = references()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import require_engine
 from support.cgroup import MIB, unavailable_reason
-from support.pressure import REAL_LAYERS, SWAP_BYTES, roomy_server, run_pressed
+from support.pressure import NEEDED_BYTES, REAL_LAYERS, SWAP_BYTES, roomy_server, run_pressed
 from support.traffic import Errand, errands_of, reference_answers
 
+UNAVAILABLE = unavailable_reason(with_swap=True, needs_bytes=NEEDED_BYTES)
+
 pytestmark = [
-    pytest.mark.skipif(
-        bool(unavailable_reason(with_swap=True)), reason=unavailable_reason(with_swap=True)
-    ),
+    pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE),
     # A machine that is busy, or that has to wait for a disk, loads gigabytes slowly.
     pytest.mark.timeout(300),
 ]

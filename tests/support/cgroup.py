@@ -6,6 +6,7 @@ For tests and benches that need real pressure: root, Linux, and a memory control
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from brim.machine.cgroup import Hierarchy, hierarchies
+from brim.machine.reading import machine_at_hand
 
 CLOSE_LIMIT_S = 5.0
 """For the kernel to reap what was killed; a group with members cannot be removed."""
@@ -65,8 +67,13 @@ _FILES = {
 }
 
 
-def unavailable_reason(*, with_swap: bool = False) -> str:
-    """Why no group can be made here; empty where one can."""
+def unavailable_reason(*, with_swap: bool = False, needs_bytes: int = 0) -> str:
+    """Why no group can be made here, or used; empty where one can.
+
+    Args:
+        with_swap: A swap file is needed too; a small one is tried out.
+        needs_bytes: Memory that must be free: a group's limit promises none.
+    """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "limiting memory needs root"
     parent = _parent()
@@ -74,7 +81,20 @@ def unavailable_reason(*, with_swap: bool = False) -> str:
         return "no memory controller of control groups can be written here"
     if with_swap and any(shutil.which(program) is None for program in ("mkswap", "swapon")):
         return "mkswap and swapon are not installed"
-    return ""
+    available_bytes = machine_at_hand().read_signals().available_bytes
+    if needs_bytes and (available_bytes is None or available_bytes < needs_bytes):
+        return f"less than {needs_bytes / 1e9:.1f} GB of memory are free"
+    return _no_swap_reason() if with_swap else ""
+
+
+@functools.cache
+def _no_swap_reason() -> str:
+    """Why no swap file can be used here; empty where one was."""
+    try:
+        with swap_file(16 * MIB):
+            return ""
+    except OSError as exc:
+        return f"no swap file can be used here ({exc})"
 
 
 def _parent() -> tuple[int, Path] | None:
