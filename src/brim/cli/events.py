@@ -121,8 +121,7 @@ def _kind(text: str) -> "EventKind":
         >>> _kind("model-unloaded").value
         'model unloaded'
     """
-    import difflib
-
+    from brim.config.toml_file import hint
     from brim.core.event import EventKind
 
     name = text.lower().replace("-", " ").replace("_", " ")
@@ -130,9 +129,7 @@ def _kind(text: str) -> "EventKind":
         return EventKind(name)
     except ValueError:
         known = [kind.value for kind in EventKind]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-        raise typer.BadParameter(f"there is no kind '{text}'; {hint}") from None
+        raise typer.BadParameter(f"there is no kind '{text}'; {hint(name, known)}") from None
 
 
 def _row(event: "Event") -> tuple[str, ...]:
