@@ -28,7 +28,7 @@ from brim.scheduler.answers import Deltas, advance, ending, error_deltas
 from brim.scheduler.background import Courtesy, is_background
 from brim.scheduler.gate import Gate
 from brim.scheduler.order import urgency
-from brim.scheduler.pace import StepPace
+from brim.scheduler.pace import Depths, StepPace
 from brim.scheduler.pool import Pool
 from brim.scheduler.reuse import Placement, Reuse
 from brim.scheduler.sequence import Choice, Job, Prefill, ScheduledRequest
@@ -273,23 +273,21 @@ class Scheduler:
         now_s = self._clock()
         if self._prefilling:
             self._prefilling.sort(key=lambda prefill: self._urgency(prefill, now_s))
-            num_rows_left = self._pace.prefill_rows(
-                len(feeds), now_s - started_s, is_background=not has_person
-            )
-            for prefill in self._prefilling:
-                if prefill.segments or (is_paused and self._is_background(prefill)):
-                    continue
-                end = min(prefill.num_done + num_rows_left, prefill.next_stop())
-                num_rows = end - prefill.num_done
-                if num_rows == 0:
-                    break
-                num_rows_left -= num_rows
-                tokens = prefill.job.prompt[prefill.num_done : end].tolist()
-                is_last = end == len(prefill.job.prompt)
-                feeds.append(Feed(prefill.choice.held.seq_id, tokens, is_last))
-                self._chunks.append((prefill, num_rows))
-                if is_last:
-                    self._sampling.append(prefill.choice)
+            reading = [
+                prefill
+                for prefill in self._prefilling
+                if not prefill.segments and not (is_paused and self._is_background(prefill))
+            ]
+            if reading:
+                num_rows = self._pace.prefill_rows(
+                    len(feeds),
+                    now_s - started_s,
+                    is_background=not has_person,
+                    depths=Depths(
+                        sum(len(choice.held.tokens) for choice in self._fed), reading[0].num_done
+                    ),
+                )
+                self._add_chunks(feeds, reading, num_rows)
 
         self._step_started_s = now_s
         return StepPlan(feeds) if feeds else None
@@ -423,6 +421,21 @@ class Scheduler:
             self._finish_prefill(prefill)
 
     # --- rounds ----------------------------------------------------------------------------------
+
+    def _add_chunks(self, feeds: list[Feed], reading: list[Prefill], num_rows_left: int) -> None:
+        """Give a step's prompt rows to the most urgent prompts."""
+        for prefill in reading:
+            end = min(prefill.num_done + num_rows_left, prefill.next_stop())
+            num_rows = end - prefill.num_done
+            if num_rows == 0:
+                break
+            num_rows_left -= num_rows
+            tokens = prefill.job.prompt[prefill.num_done : end].tolist()
+            is_last = end == len(prefill.job.prompt)
+            feeds.append(Feed(prefill.choice.held.seq_id, tokens, is_last))
+            self._chunks.append((prefill, num_rows))
+            if is_last:
+                self._sampling.append(prefill.choice)
 
     def _move_kv(self, started_s: float) -> None:
         """Restore and keep KV between two steps: one piece of each where someone decodes.

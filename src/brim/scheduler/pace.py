@@ -5,6 +5,8 @@ are running means of what was measured, so they follow the depth of the contexts
 chip and other programs.
 """
 
+from typing import NamedTuple
+
 TILE_ROWS = 16
 """The cost of a step grows in stairs of this many rows; a step in between pays for the next stair.
 Source: measured on llama.cpp's CPU backend, where 65 rows cost far more than 64."""
@@ -16,6 +18,14 @@ SLACK = 1.25
 """A step of whole kernel tiles may be so much longer than the target.  With flash attention on a
 CPU 64 rows take 384 ms at a depth of 900 tokens where 48 take 402 and 32 take 271 (1.24 B Q4_K_M,
 2 cores): the next smaller step that fits costs half as much again for each row."""
+
+FOREIGN_CELLS = 1.8
+"""A tile's rows all compute attention over every cell that one of them looks at.  Cells of others
+that a prompt row computes in vain cost as much as it saves on so many of its own by being in a
+tile.  By this, a tile pays from a depth of 230, 630, 1,020 tokens on beside three sequences of 150,
+seven of 150 and three of 600; measured were 260, 770 and 800 (CPU time on one thread, 1.24 B
+Q4_K_M).  At a depth of 0 beside seven sequences of 600 a row costs 22.5 ms in a tile and 9.8 ms in
+none; alone at a depth of 1,280 it is 14 against 20."""
 
 LEAST_FRACTION = 1 / 32
 """Of the stall target and of a prompt's rows that a limit may leave: one tile of 512 rows."""
@@ -36,6 +46,18 @@ LEAST_ROW_S = 1e-9
 MAX_SURPRISE = 8.0
 """A step this many times longer than expected was held up by something else (a suspended machine),
 and counts as no more than that."""
+
+
+class Depths(NamedTuple):
+    """How much attention a mixed step computes, in cells."""
+
+    num_decode_cells: int = 0
+    """Those of all decoding sequences together."""
+    num_prompt_cells: int = 0
+    """Those before the prompt's next row."""
+
+
+SHALLOW = Depths()
 
 
 class StepPace:
@@ -73,7 +95,12 @@ class StepPace:
         return self._whole_row_s or self._mixed_row_s or self._row_s or LIKELY_ROW_S
 
     def prefill_rows(
-        self, num_decode_rows: int, spent_s: float = 0.0, *, is_background: bool = False
+        self,
+        num_decode_rows: int,
+        spent_s: float = 0.0,
+        *,
+        is_background: bool = False,
+        depths: Depths = SHALLOW,
     ) -> int:
         """Prompt rows for the next step.
 
@@ -82,12 +109,15 @@ class StepPace:
             spent_s: Time that has gone into this round already, on restoring or keeping KV.
             is_background: Whether nobody waits for the prompts that are read: a question that
                 comes meanwhile must not wait longer than an answer may pause.
+            depths: How deep the sequences are; without them tiles are judged by their time alone.
         """
         if num_decode_rows == 0 and not is_background:
             num_tiles = int(self._fraction * PREFILL_STEP_ROWS) // TILE_ROWS
             return min(num_tiles * TILE_ROWS, self._max_rows)
         room_s = self.stall_target_s - spent_s - self._decode_only_s(num_decode_rows)
-        total = self._whole_tiles(num_decode_rows, room_s) or self._tiles(num_decode_rows, room_s)
+        total = self._whole_tiles(num_decode_rows, room_s)
+        if total == 0 or self._is_spoilt(total - num_decode_rows, depths):
+            total = self._tiles(num_decode_rows, room_s)
         return min(total - num_decode_rows, PREFILL_STEP_ROWS, self._max_rows - num_decode_rows)
 
     def _tiles(self, num_decode_rows: int, room_s: float) -> int:
@@ -99,7 +129,11 @@ class StepPace:
         row_s = self._mixed_row_s or self._row_s
         num_rows = TILE_ROWS if row_s is None else max(0, int(room_s / max(row_s, LEAST_ROW_S)))
         least = -(-(num_decode_rows + TILE_ROWS // 2) // TILE_ROWS)
-        return TILE_ROWS * max(least, round((num_decode_rows + num_rows) / TILE_ROWS))
+        num_tiles = round((num_decode_rows + num_rows) / TILE_ROWS)
+        if self._tile_rows > TILE_ROWS:
+            # From a whole kernel tile on, its kernel takes the rest too.
+            num_tiles = min(num_tiles, self._tile_rows // TILE_ROWS - 1)
+        return TILE_ROWS * max(least, num_tiles)
 
     def _whole_tiles(self, num_decode_rows: int, room_s: float) -> int:
         """Rows in all as whole kernel tiles; 0 where none fits or none is larger than usual."""
@@ -111,6 +145,11 @@ class StepPace:
         num_rows = num_decode_rows + int(room_s / max(row_s, LEAST_ROW_S))
         total = num_rows // self._tile_rows * self._tile_rows
         return total if total > num_decode_rows and total <= self._max_rows else 0
+
+    def _is_spoilt(self, num_prompt_rows: int, depths: Depths) -> bool:
+        """Whether the decoding rows' cells make a kernel tile dearer than it is worth."""
+        num_vain = depths.num_decode_cells * self._tile_rows / num_prompt_rows
+        return num_vain > FOREIGN_CELLS * (depths.num_prompt_cells + num_prompt_rows / 2)
 
     def observe(self, num_decode_rows: int, num_prefill_rows: int, step_s: float) -> None:
         """Learn from a step that ran."""

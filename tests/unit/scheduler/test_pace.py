@@ -2,7 +2,7 @@
 
 import pytest
 
-from brim.scheduler.pace import StepPace
+from brim.scheduler.pace import Depths, StepPace
 
 
 def taught(
@@ -104,3 +104,31 @@ def test_tiles_that_were_dear_in_a_deep_context_are_tried_again_in_a_shallow_one
     for _ in range(20):
         pace.observe(1, 31, 0.02 + 31 * 0.005)
     assert pace.prefill_rows(1) == 63
+
+
+@pytest.mark.parametrize(
+    ("num_decode_cells", "num_prompt_cells", "num_rows"),
+    [
+        (450, 0, 47),  # three short answers beside the first rows of a prompt
+        (450, 256, 63),  # the prompt's own cells have become as many
+        (600, 0, 47),
+        (4200, 1280, 47),  # a tile would compute 4,200 cells of others for each row
+        (60, 60, 63),
+        (0, 0, 63),
+    ],
+)
+def test_cells_of_others_spoil_a_kernel_tile(
+    num_decode_cells: int, num_prompt_cells: int, num_rows: int
+) -> None:
+    """A step stays below a whole tile where its rows would look at too many cells in vain."""
+    pace = tiled(whole_row_s=0.0055, part_row_s=0.0055)
+    depths = Depths(num_decode_cells, num_prompt_cells)
+    assert pace.prefill_rows(1, depths=depths) == num_rows
+
+
+def test_no_step_is_a_kernel_tile_and_a_part_of_one() -> None:
+    """Where whole tiles take too long, 80 rows that cost less each are still 48 at most."""
+    pace = tiled(whole_row_s=0.0100, part_row_s=0.0030)
+    for _ in range(30):
+        pace.observe(1, 63, 0.02 + 63 * 0.0100)
+    assert pace.prefill_rows(1) == 47
