@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.driver import generate
 from support.models import plan_for
-from support.toy_variants import VARIANTS
+from support.toy_variants import VARIANTS, PassingToy
 
 from brim.core.answer import Delta, FinishReason
 from brim.core.cache import CacheOptions
@@ -24,6 +25,7 @@ from brim.core.stance import WorkLimits
 from brim.engine.byte_tokenizer import ByteTokenizer
 from brim.errors import BrimError, DoesNotFit, EngineError
 from brim.prefix_cache.store import Model, PrefixCache
+from brim.scheduler import upkeep
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 
@@ -38,6 +40,8 @@ DEVICE_GONE = "toy: the device is gone"
 
 BREAKABLE = ["submit", "open", "fork", "truncate", "shift", "export_kv", "import_kv"]
 """Calls of the engine that may fail at any time."""
+
+ENGINES = {**VARIANTS, "passing": PassingToy}
 
 PIECES = [[(17 * number + i * i) % 251 for i in range(20 + 13 * number)] for number in range(4)]
 """Prompts are made of these, so that many begin alike."""
@@ -57,10 +61,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.limits = WorkLimits()
         self.running_at_limit: set[int] = set()
         self.now_s = 0.0
+        # Small enough for the pools here: idle sequences go for their cost all the time.
+        self.patches = [
+            patch.object(upkeep, "LEAST_CELLS", 8),
+            patch.object(upkeep, "PERIOD_ROWS", 1),
+        ]
+        for each in self.patches:
+            each.start()
 
     @initialize(
         batch_tokens=st.sampled_from([4, 17, 64, 256]),
-        variant=st.sampled_from(sorted(VARIANTS)),
+        variant=st.sampled_from(sorted(ENGINES)),
         max_sequences=st.sampled_from([1, 2, MAX_SEQUENCES]),
         has_cache=st.booleans(),
     )
@@ -79,7 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A new process, as it were: nothing but the directory is left."""
         if self.cache is not None:
             self.cache.close()
-        self.engine = VARIANTS[self.variant]()
+        self.engine = ENGINES[self.variant]()
         self.broken: str | None = None
         for name in BREAKABLE:
             setattr(self.engine, name, self.or_fail(name, getattr(self.engine, name)))
@@ -340,6 +351,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything ends, and nothing but idle sequences is left behind."""
+        for each in self.patches:
+            each.stop()
         if hasattr(self, "scheduler"):
             self.lift()
             for _ in range(MAX_STEPS_TO_AN_END):

@@ -61,6 +61,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the SamplingParams fields that have an effect here."""
     tile_rows: int = 16
     """Rows of a step that the kernels take together: whole tiles cost less for each row."""
+    foreign_cell_s: float = 0.0
+    """Seconds that a row spends on a cell of another sequence, which it may not look at; 0 where
+    sequences have their cells to themselves, or where it is not known."""
     exact_profile: bool
     """Loaded so that results do not depend on what else is in the batch, to the bit."""
 

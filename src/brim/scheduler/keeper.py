@@ -66,6 +66,10 @@ class Keeper:
         """Whether something waits to be exported."""
         return bool(self._exports)
 
+    def is_waiting(self, held: Held) -> bool:
+        """Whether a part of a sequence waits to be exported."""
+        return any(export.held is held for export in self._exports)
+
     def stops(self, prefill: Prefill) -> list[int]:
         """Lengths at which a sequence must pause, because only there can it be kept."""
         if self._takes_ranges:

@@ -32,6 +32,7 @@ from brim.scheduler.pace import Depths, StepPace
 from brim.scheduler.pool import Pool
 from brim.scheduler.reuse import Placement, Reuse
 from brim.scheduler.sequence import Choice, Job, Prefill, ScheduledRequest
+from brim.scheduler.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Scheduler:
         self._reuse = Reuse(
             engine, plan, self._pool, cache, min_tokens=min_kept_tokens, clock=clock
         )
+        self._upkeep = Upkeep(engine, plan, self._pool, self._reuse)
         self._jobs: dict[int, Job] = {}
         self._waiting: list[Job] = []
         self._prefilling: list[Prefill] = []
@@ -260,6 +262,7 @@ class Scheduler:
             self._move_kv(started_s)
         if self._num_shifting:
             self._make_window()
+        self._upkeep.settle(self._pace.row_s)
 
         # Decode: every choice feeds the token that it drew last, unless it gives way.
         reading = [prefill for prefill in self._prefilling if not prefill.segments]
@@ -297,6 +300,7 @@ class Scheduler:
         now_s = self._clock()
         num_rows = sum(num_rows for _, num_rows in self._chunks)
         self._pace.observe(len(self._fed), num_rows, now_s - self._step_started_s)
+        self._pool.num_rows += len(self._fed) + num_rows
         for choice in self._fed:
             self._pool.feed_one(choice.held, choice.pending)
         for prefill, num_rows in self._chunks:

@@ -29,6 +29,7 @@ class Held:
 
     __slots__ = (
         "bound",
+        "idle_since_rows",
         "is_idle",
         "is_open",
         "is_pure",
@@ -66,6 +67,8 @@ class Held:
         self.num_uses = 0
         """Later prompts that went on from it."""
         self.used_s = 0.0
+        self.idle_since_rows = 0
+        """`Pool.num_rows` when it went idle."""
 
 
 class Match:
@@ -104,6 +107,8 @@ class Pool:
         self._num_promised = 0
         self.num_idle = 0
         self.num_evicted = 0
+        self.num_rows = 0
+        """That were fed in all steps so far; restored tokens are none."""
         self.version = 0
         """Changes whenever there may be more room than before."""
 
@@ -266,6 +271,7 @@ class Pool:
             return
         held.is_idle = True
         held.used_s = self._clock()
+        held.idle_since_rows = self.num_rows
         self.num_idle += 1
 
     def checkpoint(self, held: Held) -> None:
@@ -307,6 +313,20 @@ class Pool:
             ):
                 best = Match(held, num_tokens, num_common)
         return best
+
+    def idle(self) -> list[Held]:
+        """The idle sequences."""
+        return [held for held in self._open.values() if held.is_idle]
+
+    def num_own_cells(self, held: Held) -> int:
+        """Cells that closing a sequence would free."""
+        return self._cells.num_own(held.path)
+
+    def evict(self, held: Held) -> None:
+        """Let an idle sequence go."""
+        self.num_idle -= 1
+        self.num_evicted += 1
+        self._forget(held)
 
     def make_room(self, num_cells: int = 0, *, keep: Held | None = None) -> bool:
         """Let idle sequences go until every promise can be kept, and `num_cells` more are free.
@@ -441,17 +461,14 @@ class Pool:
             by_cells: It must free cells; else a free sequence is what is wanted.
             keep: Does not go.
         """
-        idle = [held for held in self._open.values() if held.is_idle and held is not keep]
+        idle = [held for held in self.idle() if held is not keep]
         if by_cells:
             # One whose cells all belong to others gives none back.
             idle = [held for held in idle if self._cells.num_own(held.path)] or idle
         if not idle:
             return False
         now_s = self._clock()
-        held = min(idle, key=lambda held: self._value(held, now_s, by_cells=by_cells))
-        self.num_idle -= 1
-        self.num_evicted += 1
-        self._forget(held)
+        self.evict(min(idle, key=lambda held: self._value(held, now_s, by_cells=by_cells)))
         return True
 
     def _value(self, held: Held, now_s: float, *, by_cells: bool) -> float:

@@ -12,7 +12,7 @@ from brim.errors import Busy, DoesNotFit, StoreError
 from brim.prefix_cache.store import Lookup, PrefixCache, Segment
 from brim.prefix_cache.tree import common_length
 from brim.scheduler.keeper import Keeper
-from brim.scheduler.pool import Match, Pool
+from brim.scheduler.pool import Held, Match, Pool
 from brim.scheduler.sequence import Job, Prefill
 
 MIN_SHARED_TOKENS = 16
@@ -238,6 +238,16 @@ class Reuse:
         """A prompt was read: have what is new of it kept."""
         if self._keeper is not None:
             self._keeper.finished(prefill)
+
+    def num_on_disk(self, held: Held) -> int:
+        """Tokens at the beginning of a sequence that are kept on disk."""
+        if self._cache is None or held.namespace is None:
+            return 0
+        return self._cache.stored(held.namespace, held.tokens.view())
+
+    def is_waiting(self, held: Held) -> bool:
+        """Whether a part of a sequence is still to be kept."""
+        return self._keeper is not None and self._keeper.is_waiting(held)
 
     def export_one(self) -> None:
         """Keep the next part in line."""
