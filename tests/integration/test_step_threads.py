@@ -1,5 +1,8 @@
 """The number of threads that the policy chooses is the one that llama.cpp computes with."""
 
+import contextlib
+import os
+import sys
 from typing import Any
 
 import msgspec
@@ -11,6 +14,7 @@ from brim.core.sampling import SamplingParams
 from brim.core.step import Feed, StepPlan
 from brim.engine import factory
 from brim.engine.base import Engine
+from brim.machine import cores
 
 
 def decoded(engine: Engine, num_tokens: int) -> list[int]:
@@ -42,3 +46,36 @@ def test_one_row_takes_the_threads_of_the_policy(monkeypatch: pytest.MonkeyPatch
     finally:
         engine.shutdown()
     assert with_one == with_two
+
+
+def bound_to() -> dict[int, set[int]]:
+    """The processors that each of our threads may run on; threads of earlier tests may just end."""
+    found = {}
+    for thread_id in cores.own_threads():
+        with contextlib.suppress(OSError):
+            found[thread_id] = os.sched_getaffinity(thread_id)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads can be bound on Linux alone")
+def test_no_thread_stays_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether compute threads were found or given up, all run anywhere when their engine ends."""
+    require_engine("llamacpp")
+    from brim.engine.llamacpp.threads import ThreadPolicy
+
+    monkeypatch.setattr(ThreadPolicy, "needs_places", True)
+    before, everywhere = bound_to(), os.sched_getaffinity(0)
+    num_cores = len(cores.usable_cores())
+    plan = msgspec.structs.replace(
+        plan_for("llamacpp"), num_threads=num_cores, num_batch_threads=num_cores
+    )
+    # The first engine may start the threads; the second finds them there, and gives up.
+    for _ in range(2):
+        engine = factory.create("llamacpp")
+        try:
+            engine.load(plan)
+            decoded(engine, 12)
+        finally:
+            engine.shutdown()
+        for thread_id, cpus in bound_to().items():
+            assert cpus == before.get(thread_id, everywhere)

@@ -75,12 +75,13 @@ def test_other_threads_are_left_alone(system: System) -> None:
 
 
 def test_what_is_not_found_is_given_up(system: System) -> None:
-    """Where another number of threads has started, nothing is bound after a few steps."""
+    """Where another number of threads has started, nothing is bound after a few steps, or stays."""
     places = Placement(2)
     system.threads |= {101, 102}
     for _ in range(MAX_SEARCHES):
         places.hold()
         places.let_go()
+    assert system.bound == {0: EVERYWHERE}
     system.bound.clear()
     places.hold()
     places.let_go()
@@ -100,11 +101,16 @@ def test_only_as_many_threads_as_cores_are_bound(system: System, num_threads: in
 def test_a_sandbox_that_forbids_it_is_respected(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After one refusal nothing is bound any more."""
+    """After one refusal nothing is bound any more, the calling thread neither."""
     places = Placement(2)
     system.threads.add(101)
-    monkeypatch.setattr(cores, "bind", lambda *_: False)
+    monkeypatch.setattr(
+        cores, "bind", lambda thread_id, cpus: system.bind(thread_id, cpus) and not thread_id
+    )
     places.hold()
+    places.let_go()
+    system.bound.pop(101)
     monkeypatch.setattr(cores, "bind", system.bind)
     places.hold()
+    places.let_go()
     assert system.bound == {}

@@ -41,7 +41,8 @@ class Placement:
             return
         if not self._team:
             self._bind_team()
-        cores.bind(0, self._cores[0])
+        if self._is_possible:  # given up just now, nothing would let go of it
+            cores.bind(0, self._cores[0])
 
     def let_go(self) -> None:
         """After such a step: the calling thread has other work too, and starts others."""

@@ -198,6 +198,10 @@ class StepThreads:
         finally:
             self._places.let_go()
 
+    def release(self) -> None:
+        """Leave the compute threads, which outlive the engine, as they were found."""
+        self._places.release()
+
     def _decode(self, context: Any, batch: Any) -> int:
         lib = self._lib
         if batch.n_tokens != 1:
