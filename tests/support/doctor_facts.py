@@ -16,6 +16,7 @@ from brim.doctor.facts import (
     GpuLimit,
     Permission,
     Processes,
+    Rereads,
     ServedModel,
     StaleState,
 )
@@ -55,6 +56,7 @@ METAL = Build(
 WELL = Facts(
     machine=MAC,
     conditions=CALM,
+    rereads=Rereads(),
     processes=Processes(),
     gpu=GpuLimit(),
     folders=(

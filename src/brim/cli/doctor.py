@@ -99,15 +99,21 @@ def _print(findings: "Sequence[Finding]", *, shows_all: bool) -> None:
 
 
 def _print_finding(finding: "Finding") -> None:
-    import textwrap
-
     head = f"{finding.verdict.value:<8} {finding.group}/{finding.check}: {_plain(finding.found)}"
-    typer.echo(textwrap.fill(head, WIDTH, subsequent_indent=INDENT, break_on_hyphens=False))
-    why = f"why: {finding.why}"
-    typer.echo(textwrap.fill(why, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "     "))
+    typer.echo(_wrapped(head, INDENT))
+    typer.echo(_wrapped(f"{INDENT}why: {finding.why}", INDENT + "     "))
     if finding.mend:
         # Not wrapped: it is there to be copied.
         typer.echo(f"{INDENT}mend: {_plain(finding.mend)}")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    """Lines of WIDTH; only a longer path sticks out, which could not be copied once broken."""
+    import textwrap
+
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _summary(findings: "Sequence[Finding]") -> str:

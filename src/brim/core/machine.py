@@ -77,6 +77,12 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     swapped_out_bytes: int | None = None
     """Since boot; two readings tell whether the machine swaps now."""
     swapped_in_bytes: int | None = None
+    refaulted_bytes: int | None = None
+    """Linux: of files, such as mapped weights, that memory had dropped and that were read again; of
+    the control group that binds us, else of the machine, since boot."""
+    major_faults: int | None = None
+    """Linux: how often our own processes waited for the disk to get at their memory, since each of
+    them began."""
     thermal: ThermalState | None = None
     hottest_celsius: float | None = None
     is_throttled: bool | None = None

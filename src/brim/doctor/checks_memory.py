@@ -1,10 +1,11 @@
 """Is there memory for models, who else has it, and does the system swap for it?"""
 
 from brim.core.machine import Pressure
+from brim.core.units import gib
 from brim.doctor.facts import Facts
 from brim.doctor.finding import Check, Result, note, ok, problem, warning
-from brim.doctor.words import gib, some
-from brim.governor.levels import AMPLE_FRACTION
+from brim.doctor.words import some
+from brim.governor.levels import AMPLE_FRACTION, REREAD_BYTES_PER_S
 from brim.ledger.budget import budget_of
 
 GROUP = "memory"
@@ -118,6 +119,24 @@ def _pressure(facts: Facts) -> Result:
     )
 
 
+def _rereads(facts: Facts) -> Result:
+    rereads, conditions, machine = facts.rereads, facts.conditions, facts.machine
+    assert rereads is not None
+    assert conditions is not None
+    assert machine is not None
+    rate, available = rereads.bytes_per_s, conditions.available_bytes
+    if rate is None:
+        return ok("the system does not count what it reads again; see pressure")
+    found = f"{rate / 1e6:.0f} MB/s of dropped files are read again"
+    if rate < REREAD_BYTES_PER_S[Pressure.WARNING].enter:
+        return ok(found)
+    if available is not None and available >= AMPLE_FRACTION * machine.ram_bytes:
+        return note(f"{found}, with {gib(available)} free: no model need be among them")
+    if rate < REREAD_BYTES_PER_S[Pressure.CRITICAL].enter:
+        return warning(found, CLOSE)
+    return problem(found, CLOSE)
+
+
 def _other_servers(facts: Facts) -> Result:
     processes = facts.processes
     assert processes is not None
@@ -180,6 +199,14 @@ CHECKS = (
         why="Under pressure brim drops caches, then unloads models, and refuses new requests.",
         needs=("conditions", "machine"),
         judge=_pressure,
+    ),
+    Check(
+        name="re-reads",
+        group=GROUP,
+        why="Mapped weights that memory drops are read from the disk again for the next token, "
+        "without any swap: a tenth of the speed, or less.",
+        needs=("rereads", "conditions", "machine"),
+        judge=_rereads,
     ),
     Check(
         name="other-servers",

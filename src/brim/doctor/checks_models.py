@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from brim.core.model import ModelSpec
+from brim.core.units import gib
 from brim.doctor.facts import Facts, Folder, ServedModel
 from brim.doctor.finding import Check, Result, note, ok, problem, warning
-from brim.doctor.words import gib, some
+from brim.doctor.words import some
 from brim.planner.memory import is_quantised
 from brim.planner.mlx_kv import why_not_quantised
 from brim.planner.options import FRUGAL_KV_TYPE, suits
@@ -181,7 +182,10 @@ def _served_models(facts: Facts) -> Result:
         return ok("no server runs")
     down = [f"{m.plan.model.name}: {m.reason}" for m in served if m.is_quarantined]
     if down:
-        return problem(f"in quarantine: {some(down)}", "brim stop, then brim serve again")
+        return problem(
+            f"in quarantine: {some(down)}",
+            "mend the cause and wait, or brim stop, then brim serve again",
+        )
     died = [f"{m.plan.model.name} ({m.num_deaths})" for m in served if m.num_deaths]
     if died:
         return note(f"workers died and were started again: {some(died)}", "brim events")
@@ -193,7 +197,7 @@ CHECKS = (
         name="served-models",
         group=GROUP,
         why="A server that gives no answer hangs, and a model whose worker died three times in a "
-        "row is not started again by itself.",
+        "row is tried again by a request, minutes later.",
         needs=(),
         judge=_served_models,
     ),

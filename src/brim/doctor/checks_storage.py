@@ -1,8 +1,9 @@
 """Is there disk for the cache, and are brim's files its user's alone?"""
 
+from brim.core.units import gib
 from brim.doctor.facts import Facts, Permission
 from brim.doctor.finding import Check, Result, note, ok, problem, warning
-from brim.doctor.words import gib, some
+from brim.doctor.words import some
 
 GROUP = "storage"
 

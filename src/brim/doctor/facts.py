@@ -50,6 +50,13 @@ class GpuLimit(msgspec.Struct, frozen=True, kw_only=True):
     """`iogpu.wired_limit_mb`; None where it is not set or there is none."""
 
 
+class Rereads(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that memory had dropped and that were read again, while somebody watched."""
+
+    bytes_per_s: float | None = None
+    """None where the system does not count them."""
+
+
 class Folder(msgspec.Struct, frozen=True, kw_only=True):
     """A directory that models lie in."""
 
@@ -154,6 +161,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: MachineSpec | None = None
     conditions: Conditions | None = None
+    rereads: Rereads | None = None
     processes: Processes | None = None
     gpu: GpuLimit | None = None
     folders: tuple[Folder, ...] | None = None

@@ -14,18 +14,21 @@ from brim.config.places import runtime_directory, state_path
 from brim.config.tree import Settings
 from brim.core.cache import CacheOptions
 from brim.doctor import builds, crashes, folders, processes, state_files
-from brim.doctor.facts import Facts, GpuLimit, LocalModel, ServedModel
+from brim.doctor.facts import Facts, GpuLimit, LocalModel, Rereads, ServedModel
 from brim.errors import BrimError
 from brim.machine.calibrations import calibrations_directory
 from brim.machine.macos_calls import NativeCalls
 from brim.machine.macos_formats import parse_sysctl_int
-from brim.machine.reading import read_conditions, read_machine
+from brim.machine.reading import machine_at_hand, read_conditions, read_machine
 from brim.prefix_cache.inspect import directory_stats
 from brim.registry.sources import DEMO_PATH, list_local
 from brim.runtime.worker_options import cache_directory
 
 LIMIT_S = 2.0
-"""Every question takes less than half a second; who waits longer waits for something broken."""
+"""Every question takes a second at most; who waits longer waits for something broken."""
+
+REREADS_S = 1.0
+"""For which it is watched what is read again, as long as between two looks of the governor."""
 
 LIMITS_S = {"llamacpp": builds.CHILD_LIMIT_S + 1, "mlx": builds.CHILD_LIMIT_S + 1}
 """A backend's libraries are hundreds of megabytes, which a cold disk takes seconds to read."""
@@ -68,6 +71,7 @@ def questions(
     return {
         "machine": read_machine,
         "conditions": read_conditions,
+        "rereads": _rereads,
         "processes": processes.read_processes,
         "gpu": _gpu_limit,
         "folders": folders_of_models,
@@ -122,6 +126,17 @@ def gather(
     found = {name: value for name, value in dict(answers).items() if not threads[name].is_alive()}
     del unread["unread"]
     return Facts(**found, unread={n: why for n, why in unread.items() if n not in found})
+
+
+def _rereads() -> Rereads:
+    machine = machine_at_hand()
+    before, began_s = machine.read_signals().refaulted_bytes, time.monotonic()
+    if before is None:
+        return Rereads()
+    time.sleep(REREADS_S)
+    after = machine.read_signals().refaulted_bytes
+    span_s = time.monotonic() - began_s
+    return Rereads(bytes_per_s=None if after is None else max(0, after - before) / span_s)
 
 
 def _gpu_limit() -> GpuLimit:

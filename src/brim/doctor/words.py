@@ -1,18 +1,6 @@
 """Figures in sentences."""
 
 
-def gib(num_bytes: int) -> str:
-    """Bytes as people say them.
-
-    Example:
-        >>> gib(5 * 2**30), gib(300 * 2**20)
-        ('5.0 GiB', '300 MiB')
-    """
-    if num_bytes < 2**30:
-        return f"{num_bytes / 2**20:.0f} MiB"
-    return f"{num_bytes / 2**30:.1f} GiB"
-
-
 def some(names: list[str] | tuple[str, ...], num_shown: int = 3) -> str:
     """The first names of a list, and how many more there are.
 

@@ -80,6 +80,20 @@ SWAP_MIN_LOOKS = 3
 SWAP_MIN_SPAN_S = 2.0
 """Three looks over two seconds in the last five: one burst, such as a laptop's lid, is none."""
 
+REREAD_BYTES_PER_S = {
+    Pressure.WARNING: Threshold(30e6, 15e6),
+    Pressure.CRITICAL: Threshold(120e6, 60e6),
+}
+"""Linux: files that memory had dropped and that are read again, while our own processes wait for
+the disk.  From a disk of 300 MB/s, the slowest that `brim doctor` takes for models without a word,
+these cost a tenth and four tenths of the time, as STALLED_PERCENT.  Where exactly they lie matters
+little: a model of 0.80 GB of weights in a group of 1.07 GB read nothing again and decoded 15 tok/s,
+in one of 1.01 GB it read 700 to 1,500 MB/s again and decoded 1.5, while tasks stalled for 27 % of
+the time at most.  Its loads read 37 MB/s again at most, for half a second."""
+
+REREAD_MIN_SPAN_S = 2.0
+"""Before it counts, as for swap: a prompt's KV that comes back from disk takes less."""
+
 THROTTLED_AFTER_S = 10.0
 """Processors are held for moments under any load; for ten seconds on end it is heat."""
 
@@ -100,6 +114,14 @@ class SwapLook(NamedTuple):
     moves_out: bool
 
 
+class Reread(NamedTuple):
+    """Looks in a row that saw our weights, or other files that we map, being read again."""
+
+    since_s: float
+    last_s: float
+    num_bytes: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Levels:
     """Where the machine stands, by all looks until now."""
@@ -107,6 +129,7 @@ class Levels:
     memory: Hold[Pressure] = AT_REST
     power: Hold[PowerMode] = AT_FULL_POWER
     swap_looks: tuple[SwapLook, ...] = ()
+    reread: Reread | None = None
     throttled_since_s: float | None = None
 
     def after(self, readings: Readings, settings: GovernorSettings) -> "Levels":
@@ -119,7 +142,12 @@ class Levels:
             throttled_since_s = throttled_since_s if throttled_since_s is not None else at_s
             if not is_throttled:
                 throttled_since_s = None
-        noted = replace(self, swap_looks=swap_looks, throttled_since_s=throttled_since_s)
+        noted = replace(
+            self,
+            swap_looks=swap_looks,
+            reread=_reread(self.reread, readings),
+            throttled_since_s=throttled_since_s,
+        )
         return replace(
             noted,
             memory=self.memory.after(_highest(noted._memory(readings), PRESSURES), at_s),
@@ -153,6 +181,9 @@ class Levels:
         swaps = self._swaps()
         if swaps is not None:
             yield replace(swaps, level=Pressure.NORMAL) if is_ample else swaps
+        rereads = self._rereads(readings)
+        if rereads is not None:
+            yield replace(rereads, level=Pressure.NORMAL) if is_ample else rereads
 
     def _swaps(self) -> Seen[Pressure] | None:
         """Swapping both ways is thrashing; out alone makes room, in alone is how relief looks."""
@@ -165,6 +196,23 @@ class Levels:
         if goes_out:
             return Seen(Pressure.WARNING, "the system moves memory out to swap")
         return Seen(Pressure.NORMAL, "nothing is swapped out")
+
+    def _rereads(self, readings: Readings) -> Seen[Pressure] | None:
+        """Weights that are read again and again are thrashing, without any swap.
+
+        Critical only when more was read again than our models have in memory: those that come back
+        to a model which wakes up are read once.
+        """
+        rate = readings.refaulted_bytes_per_s
+        if rate is None or readings.major_faults_per_s is None or _is_loading(readings):
+            return None
+        reread, level = self.reread, Pressure.NORMAL
+        if reread is not None and reread.last_s - reread.since_s >= REREAD_MIN_SPAN_S:
+            level = _level(rate, REREAD_BYTES_PER_S, self.memory.level)
+            held = sum(model.resident_bytes or 0 for model in readings.models)
+            if level is Pressure.CRITICAL and reread.num_bytes <= held:
+                level = Pressure.WARNING
+        return Seen(level, f"weights are read from disk again, {rate / 1e6:.0f} MB a second")
 
     def _power(self, readings: Readings, settings: GovernorSettings) -> Iterator[Seen[PowerMode]]:
         """What each figure of heat and power says by itself, given where we stand."""
@@ -256,6 +304,26 @@ def _swap_looks(looks: tuple[SwapLook, ...], readings: Readings) -> tuple[SwapLo
         readings.at_s, (moved_in or 0.0) >= SWAP_BYTES_PER_S, (moved_out or 0.0) >= SWAP_BYTES_PER_S
     )
     return (*kept, look)
+
+
+def _reread(before: Reread | None, readings: Readings) -> Reread | None:
+    """The looks in a row until this one; None where it ends them.
+
+    A load ends them: it reads files because it was asked to.  Without a wait of ours, others read.
+    """
+    rate, faults = readings.refaulted_bytes_per_s, readings.major_faults_per_s
+    threshold = REREAD_BYTES_PER_S[Pressure.WARNING]
+    least = threshold.enter if before is None else threshold.leave
+    if rate is None or not faults or rate < least or _is_loading(readings):
+        return None
+    if before is None:
+        return Reread(readings.at_s, readings.at_s)
+    num_bytes = before.num_bytes + rate * (readings.at_s - before.last_s)
+    return Reread(before.since_s, readings.at_s, num_bytes)
+
+
+def _is_loading(readings: Readings) -> bool:
+    return any(model.is_loading for model in readings.models)
 
 
 def _is_sustained(times_s: list[float]) -> bool:

@@ -19,10 +19,10 @@ from brim.core.machine import Conditions
 from brim.core.stance import PowerMode, Stance
 from brim.governor.actions import Action, ActionKind
 from brim.governor.actuator import Actuator as Actuator
+from brim.governor.counter_rates import CounterRates
 from brim.governor.policy import PolicyState, decide
 from brim.governor.readings import ModelReading, Readings
 from brim.governor.steps import Steps
-from brim.governor.swap_rates import SwapRates
 from brim.telemetry.event_log import EventLog
 from brim.telemetry.events import log_event
 
@@ -78,7 +78,7 @@ class Governor:
         self._ram_bytes = ram_bytes
         self._period_s = period_s
         self._state = PolicyState()
-        self._swap_rates = SwapRates()
+        self._rates = CounterRates()
         self._steps = Steps(actuator, events, unix_clock=unix_clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._owed_stance: Action | None = None
@@ -123,13 +123,11 @@ class Governor:
             log_event("models_unread", reason=repr(exc))
             return
         at_s = self._clock()
-        swapped_in, swapped_out = self._swap_rates.after(conditions, at_s)
         readings = Readings(
             at_s=at_s,
             conditions=conditions,
             ram_bytes=self._ram_bytes,
-            swapped_in_bytes_per_s=swapped_in,
-            swapped_out_bytes_per_s=swapped_out,
+            **self._rates.after(conditions, at_s)._asdict(),
             watts=watts,
             models=tuple(self._with_change(model) for model in models),
         )

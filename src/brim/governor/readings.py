@@ -54,6 +54,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     swapped_in_bytes_per_s: float | None = None
     """Since the last look; None where the system does not count, or at the first look."""
     swapped_out_bytes_per_s: float | None = None
+    refaulted_bytes_per_s: float | None = None
+    """Of files that memory had dropped and that were read again."""
+    major_faults_per_s: float | None = None
+    """How often our own processes waited for the disk to get at their memory."""
     watts: float | None = None
     """Drawn by the chip, where the machine can tell."""
     models: tuple[ModelReading, ...] = ()

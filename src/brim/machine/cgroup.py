@@ -81,7 +81,7 @@ def memory_group(
     used = _number(directory / used_name)
     if used is None:
         return None
-    stat = _pairs(directory / "memory.stat")
+    stat = parse_pairs(read_text(directory / "memory.stat"))
 
     def bytes_of(name: str) -> int:
         return stat.get(prefix + name, 0)
@@ -164,9 +164,14 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _pairs(path: Path) -> dict[str, int]:
-    """Values by name from lines such as 'inactive_file 4096'."""
-    words = [line.split() for line in read_text(path).splitlines()]
+def parse_pairs(text: str) -> dict[str, int]:
+    r"""Values by name from lines such as 'inactive_file 4096'.
+
+    Example:
+        >>> parse_pairs("pswpin 3\npswpout 5")
+        {'pswpin': 3, 'pswpout': 5}
+    """
+    words = [line.split() for line in text.splitlines()]
     return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
 
 

@@ -6,6 +6,7 @@ Source: https://docs.kernel.org/driver-api/thermal/sysfs-api.html, ABI/testing/s
 and sysfs-platform_profile.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,15 @@ from brim.core.machine import Conditions, ThermalState
 from brim.machine.cgroup import read_text
 from brim.machine.interface import Reading, conditions_of
 from brim.machine.linux_pressure import memory_readings
+from brim.machine.linux_refaults import MajorFaults
 
 WINDOW_S = 0.25
 """Between the two readings of counters: the kernel counts in ticks of 10 ms, so that two
 processors give 50 of them, a resolution of 2 %."""
+
+PIDS_PERIOD_S = 5.0
+"""Between two searches for our own processes: one walks all of /proc (2.8 ms where 92 processes
+run, more than everything else that is read), and workers live for minutes."""
 
 QUIET_PROFILES = frozenset({"low-power", "quiet"})
 """Platform profiles that desktops offer as 'power saver'."""
@@ -53,6 +59,7 @@ def read_linux_conditions(
     return conditions_of(
         {
             **_signals(root, num_before, num_throttled(root), {}),
+            "major_faults": MajorFaults(root).read(own_pids),
             "busy_fraction": busy_fraction(before, after, window_s),
         }
     )
@@ -63,10 +70,23 @@ class LinuxSignals:
 
     Args:
         root: Where /proc and /sys lie.
+        own_pids: Processes whose waits for the disk are ours.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        *,
+        own_pids: Callable[[], Sequence[int]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._root = root
+        self._own_pids = own_pids
+        self._clock = clock
+        self._pids: Sequence[int] = ()
+        self._pids_due_s = -math.inf
+        self._major_faults = MajorFaults(root)
         self._num_throttled: int | None = None
         # Read once: a laptop has a hundred of them, more than half of all files.
         self._trips: Trips = {}
@@ -76,7 +96,14 @@ class LinuxSignals:
         before, self._num_throttled = self._num_throttled, num_throttled(self._root)
         busy = Reading(None, "not watched: that takes a quarter of a second")
         signals = _signals(self._root, before, self._num_throttled, self._trips)
-        return conditions_of({**signals, "busy_fraction": busy})
+        faults = self._major_faults.read(self._current_pids())
+        return conditions_of({**signals, "major_faults": faults, "busy_fraction": busy})
+
+    def _current_pids(self) -> Sequence[int]:
+        now_s = self._clock()
+        if now_s >= self._pids_due_s:
+            self._pids, self._pids_due_s = self._own_pids(), now_s + PIDS_PERIOD_S
+        return self._pids
 
 
 Trips = dict[Path, dict[str, float]]

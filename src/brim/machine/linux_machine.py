@@ -28,7 +28,7 @@ class LinuxMachine:
         self._root = root
         self._own_pids = own_pids
         self._sleep = sleep
-        self._signals = linux_conditions.LinuxSignals(root)
+        self._signals = linux_conditions.LinuxSignals(root, own_pids=own_pids)
 
     def read_machine(self) -> MachineSpec:
         """Memory and processors that this process may use.

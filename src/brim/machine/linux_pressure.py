@@ -1,4 +1,4 @@
-"""How short a Linux machine is of memory: stalls, headroom and swap.
+"""How short a Linux machine is of memory: stalls, headroom, swap, and files that are read again.
 
 Every function takes the root of the file tree, so that recorded trees can be read.
 Source: https://docs.kernel.org/accounting/psi.html, filesystems/proc.html.
@@ -9,19 +9,21 @@ import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from brim.machine.cgroup import Hierarchy, hierarchies, memory_group, read_text
+from brim.machine.cgroup import Hierarchy, hierarchies, memory_group, parse_pairs, read_text
 from brim.machine.interface import Reading
 from brim.machine.linux import parse_kib_lines
+from brim.machine.linux_refaults import refaulted_bytes
 
 
 def memory_readings(root: Path = Path("/")) -> dict[str, Reading]:
-    """Stalls, what is available, and swap, under the names of `Conditions`."""
+    """Stalls, what is available, swap and what is read again, under the names of `Conditions`."""
     groups = list(hierarchies("memory", root))
     meminfo = parse_kib_lines(read_text(root / "proc/meminfo"))
     return {
         "stalled_percent": stalled_percent(root, groups),
         "available_bytes": available_bytes(meminfo, groups),
         **_swap(root, meminfo),
+        "refaulted_bytes": refaulted_bytes(root, groups, meminfo.get("MemTotal")),
     }
 
 
@@ -69,8 +71,7 @@ def _swap(root: Path, meminfo: Mapping[str, int]) -> dict[str, Reading]:
     if "SwapTotal" in meminfo and "SwapFree" in meminfo:
         # A container may be told its own total and the machine's free bytes.
         used = max(0, meminfo["SwapTotal"] - meminfo["SwapFree"])
-    words = [line.split() for line in read_text(root / "proc/vmstat").splitlines()]
-    pages = {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+    pages = parse_pairs(read_text(root / "proc/vmstat"))
     page_bytes = resource.getpagesize()
 
     def bytes_of(counter: str) -> Reading:

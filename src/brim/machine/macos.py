@@ -249,6 +249,8 @@ def _signals(calls: MacosCalls) -> dict[str, Reading]:
             None if data is None else parse_swap_usage(data), "sysctl vm.swapusage"
         ),
         "stalled_percent": Reading(None, "macOS does not measure stalls"),
+        "refaulted_bytes": Reading(None, "macOS does not count what it reads again; see pressure"),
+        "major_faults": Reading(None, "not read: nothing to hold them against; see pressure"),
         "thermal": _thermal(calls),
         "hottest_celsius": Reading(None, "macOS gives temperatures to root alone"),
         "is_throttled": Reading(None, "macOS does not say; see thermal"),

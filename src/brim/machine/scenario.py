@@ -84,6 +84,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     swap_used_bytes: Bytes | None = None
     swapped_out_bytes: Bytes | None = None
     swapped_in_bytes: Bytes | None = None
+    refaulted_bytes: Bytes | None = None
+    major_faults: Annotated[int, msgspec.Meta(ge=0)] | None = None
     thermal: ThermalState | None = None
     hottest_celsius: Celsius | None = None
     is_throttled: bool | None = None

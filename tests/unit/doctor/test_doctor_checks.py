@@ -18,6 +18,7 @@ from brim.doctor.facts import (
     Permission,
     Processes,
     Program,
+    Rereads,
     StaleState,
 )
 from brim.doctor.finding import Verdict
@@ -92,19 +93,28 @@ def felt(**changes: Any) -> dict[str, Any]:
     return {"conditions": conditions(**changes)}
 
 
+def reread(mb_per_s: float, *, available_bytes: int = 2 * GIB) -> dict[str, Any]:
+    return {"rereads": Rereads(bytes_per_s=mb_per_s * 1e6)} | felt(available_bytes=available_bytes)
+
+
 LINUX = {"system": "linux", "architecture": "x86_64", "has_gpu": False}
 
 CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
-    ("headroom", {}, OK, "33.6 GiB of 48.0 GiB fit comfortably (0.70 x ram)"),
-    ("headroom", machine(others_bytes=44 * GIB), WARNING, "others use 44.0 GiB"),
+    ("headroom", {}, OK, "33.60 GiB of 48.00 GiB fit comfortably (0.70 x ram)"),
+    ("headroom", machine(others_bytes=44 * GIB), WARNING, "others use 44.00 GiB"),
     ("headroom", machine(others_bytes=47 * GIB), PROBLEM, "0 MiB at most"),
     ("headroom", machine(others_bytes=47 * GIB) | programs(own_bytes=30 * GIB), OK, "0 MiB"),
     ("programs", {}, OK, "no other program"),
-    ("programs", programs(programs=(CHROME,)), NOTE, "Google Chrome.app 12.0 GiB in 31 processes"),
+    ("programs", programs(programs=(CHROME,)), NOTE, "Google Chrome.app 12.00 GiB in 31 processes"),
     ("swap", {}, OK, "0 MiB in swap"),
-    ("swap", felt(swap_used_bytes=GIB), NOTE, "1.0 GiB in swap"),
-    ("swap", felt(swap_used_bytes=9 * GIB), WARNING, "9.0 GiB in swap"),
+    ("swap", felt(swap_used_bytes=GIB), NOTE, "1.00 GiB in swap"),
+    ("swap", felt(swap_used_bytes=9 * GIB), WARNING, "9.00 GiB in swap"),
     ("swap", felt(**TELLS_NOTHING), NOTE, "does not say"),
+    ("re-reads", {}, OK, "does not count"),
+    ("re-reads", reread(29), OK, "29 MB/s of dropped files"),
+    ("re-reads", reread(30), WARNING, "30 MB/s"),
+    ("re-reads", reread(1200), PROBLEM, "1200 MB/s of dropped files are read again"),
+    ("re-reads", reread(1200, available_bytes=12 * GIB), NOTE, "with 12"),
     ("pressure", {}, OK, "normal"),
     ("pressure", felt(pressure=Pressure.WARNING), WARNING, "reports warning pressure"),
     ("pressure", felt(pressure=Pressure.CRITICAL), PROBLEM, "reports critical pressure"),
@@ -116,17 +126,17 @@ CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
         "pressure",
         felt(pressure=None, stalled_percent=40.0, available_bytes=64 * GIB),
         NOTE,
-        "40 % of the last 10 s, with 64.0 GiB free",
+        "40 % of the last 10 s, with 64.00 GiB free",
     ),
-    ("pressure", felt(pressure=None, available_bytes=GIB), WARNING, "1.0 GiB can be taken"),
+    ("pressure", felt(pressure=None, available_bytes=GIB), WARNING, "1.00 GiB can be taken"),
     ("pressure", felt(available_bytes=GIB), OK, "normal"),
     ("pressure", felt(**TELLS_NOTHING), OK, "does not say"),
     ("other-servers", {}, OK, "none runs"),
-    ("other-servers", programs(other_servers=(OLLAMA,)), WARNING, "Ollama holds 9.0 GiB"),
+    ("other-servers", programs(other_servers=(OLLAMA,)), WARNING, "Ollama holds 9.00 GiB"),
     (
         "other-servers",
         programs(other_servers=(msgspec.structs.replace(OLLAMA, held_bytes=GIB // 8),)),
-        NOTE, "Ollama holds 128 MiB",
+        NOTE, "Ollama holds 0.12 GiB",
     ),
     (
         "other-servers",
@@ -134,8 +144,8 @@ CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
         NOTE, "Ollama answers",
     ),
     ("wired-limit", {}, OK, "own limit"),
-    ("wired-limit", {"gpu": GpuLimit(wired_limit_bytes=36 * GIB)}, WARNING, "36.0 GiB of 48.0"),
-    ("wired-limit", {"gpu": GpuLimit(wired_limit_bytes=46 * GIB)}, PROBLEM, "46.0 GiB of 48.0"),
+    ("wired-limit", {"gpu": GpuLimit(wired_limit_bytes=36 * GIB)}, WARNING, "36.00 GiB of 48.0"),
+    ("wired-limit", {"gpu": GpuLimit(wired_limit_bytes=46 * GIB)}, PROBLEM, "46.00 GiB of 48.0"),
     ("heat", {}, OK, "nominal"),
     ("heat", felt(thermal=ThermalState.MODERATE), NOTE, "moderate"),
     ("heat", felt(thermal=ThermalState.HEAVY), WARNING, "heavy"),
@@ -183,7 +193,7 @@ CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
             context_tokens=65536, kv_bytes=8 * GIB, num_answers=50, num_prompt_tokens=20_000,
             num_completion_tokens=5_000,
         ),)},
-        NOTE, "toy has 65536 tokens and requests of 500 on average: 7.5 GiB of KV too much",
+        NOTE, "toy has 65536 tokens and requests of 500 on average: 7.51 GiB of KV too much",
     ),
     (
         "context-use",
@@ -257,11 +267,11 @@ CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
     ),
     ("mlx-build", mlx(Build(engine="mlx", problem="no libmlx")), PROBLEM, "no libmlx"),
     ("mlx-build", mlx(Build(engine="mlx", version="1"), **LINUX), OK, "on the processor"),
-    ("free-disk", {}, OK, "200.0 GiB free"),
+    ("free-disk", {}, OK, "200.00 GiB free"),
     ("free-disk", cache(free_disk_bytes=9 * GIB), WARNING, "no prompt is kept on disk"),
-    ("free-disk", cache(free_disk_bytes=15 * GIB), NOTE, "have room for 6.0 GiB"),
+    ("free-disk", cache(free_disk_bytes=15 * GIB), NOTE, "have room for 6.00 GiB"),
     ("free-disk", cache(budget_bytes=0, free_disk_bytes=GIB), OK, "the prefix cache is off"),
-    ("cache-budget", {}, OK, "1.0 GiB of 16.0 GiB in 3 entries"),
+    ("cache-budget", {}, OK, "1.00 GiB of 16.00 GiB in 3 entries"),
     ("cache-budget", cache(entry_bytes=20 * GIB), WARNING, "more than it may"),
     ("cache-budget", cache(written_bytes_today=64 * GIB), NOTE, "nothing more is kept"),
     (
@@ -269,7 +279,7 @@ CASES: list[tuple[str, dict[str, Any], Verdict, str]] = [
         cache(models=(ModelUse(
             model="m", directory="d", num_entries=3, entry_bytes=GIB, is_removed=True
         ),)),
-        NOTE, "1.0 GiB of models that are gone",
+        NOTE, "1.00 GiB of models that are gone",
     ),
     ("permissions", {}, OK, "1 files and directories"),
     ("permissions", permission(mode=0o644), PROBLEM, "can be read by others"),
@@ -331,7 +341,7 @@ def test_what_could_not_be_read_is_a_note_with_the_reason() -> None:
     unread = {"conditions": "no answer within 2 s"}
     findings = examine(msgspec.structs.replace(WELL, conditions=None, unread=unread))
     noted = {finding.check for finding in findings if finding.verdict is NOTE}
-    assert noted == {"swap", "pressure", "heat", "low-power", "battery"}
+    assert noted == {"swap", "pressure", "re-reads", "heat", "low-power", "battery"}
     assert "could not be checked: no answer within 2 s" in {f.found for f in findings}
 
 

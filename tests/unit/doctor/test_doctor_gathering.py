@@ -3,8 +3,9 @@
 import os
 import shutil
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.doctor_facts import GIB, MAC
@@ -30,9 +31,8 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_a_question_that_hangs_holds_nobody_up() -> None:
     """The others are answered, and that it hangs is said."""
     never = threading.Event()
-    begin_s = time.monotonic()
-    facts = gather({"machine": lambda: MAC, "conditions": never.wait}, limit_s=0.05, limits_s={})
-    assert time.monotonic() - begin_s < 5
+    asked: dict[str, Callable[[], Any]] = {"machine": lambda: MAC, "conditions": never.wait}
+    facts = gather(asked, limit_s=60.0, limits_s={"conditions": 0.05})
     assert facts.machine == MAC
     assert facts.conditions is None
     assert facts.unread["conditions"] == "no answer within 0.05 s"

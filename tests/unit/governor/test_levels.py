@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support.looks import loaded
 
 from brim.config.tree import GovernorSettings
 from brim.core.machine import Conditions, Pressure, ThermalState
@@ -215,3 +216,70 @@ def test_the_low_battery_is_a_setting() -> None:
     saving = levels_after(look, settings=GovernorSettings(low_battery_percent=40))
     assert saving.power.level is PowerMode.SAVING
     assert levels_after(look).power.level is PowerMode.BATTERY
+
+
+def rereading(
+    seconds: int, *, mb_per_s: float, faults_per_s: float | None = 20.0, **fields: Any
+) -> Levels:
+    """Looks once a second at a machine that reads so much again of what it had dropped."""
+    fields.setdefault("models", (loaded(resident_bytes=GIB),))
+    looks = [
+        readings(s, refaulted_bytes_per_s=mb_per_s * 1e6, major_faults_per_s=faults_per_s, **fields)
+        for s in range(seconds + 1)
+    ]
+    return levels_after(*looks)
+
+
+def test_weights_that_are_read_again_are_a_warning_and_then_critical() -> None:
+    """After two seconds a warning; critical once more came back than models have in memory."""
+    assert rereading(1, mb_per_s=400).memory.level is NORMAL
+    warned = rereading(2, mb_per_s=400).memory
+    assert (warned.level, warned.cause) == (
+        WARNING, "weights are read from disk again, 400 MB a second",
+    )  # fmt: skip
+    assert rereading(3, mb_per_s=400).memory.level is CRITICAL
+    assert rereading(60, mb_per_s=119).memory.level is WARNING
+    assert rereading(60, mb_per_s=29).memory.level is NORMAL
+
+
+def test_weights_that_come_back_once_are_no_thrash() -> None:
+    """A model of 8 GiB that wakes up reads what was dropped once: a warning at most."""
+    woken = rereading(8, mb_per_s=1000, models=(loaded(resident_bytes=8 * GIB),))
+    assert woken.memory.level is WARNING
+
+
+def test_what_others_read_again_is_not_ours() -> None:
+    """Where no process of ours waits for the disk, or nobody counts that, nothing is said."""
+    assert rereading(9, mb_per_s=2000, faults_per_s=0.0).memory.level is NORMAL
+    assert rereading(9, mb_per_s=2000, faults_per_s=None).memory.level is NORMAL
+    assert rereading(9, mb_per_s=2000, available_bytes=4 * GIB).memory.level is NORMAL
+
+
+def test_a_load_is_no_thrash_whatever_it_reads() -> None:
+    """A model whose file was dropped since its last load is read again because it was asked for."""
+    loading = (loaded(is_loading=True, resident_bytes=0),)
+    levels = rereading(30, mb_per_s=3000, models=loading)
+    assert levels.memory.level is NORMAL
+    ready = readings(
+        31,
+        refaulted_bytes_per_s=3e9,
+        major_faults_per_s=20.0,
+        models=(loaded(resident_bytes=GIB),),
+    )
+    assert levels.after(ready, GovernorSettings()).memory.level is NORMAL
+
+
+def test_rereading_is_left_lower_than_it_was_entered() -> None:
+    """A warning stands at 16 MB a second, and falls ten seconds after the last look at 15."""
+    levels = rereading(3, mb_per_s=40)
+    felt = {"major_faults_per_s": 1.0, "models": (loaded(resident_bytes=GIB),)}
+    for at_s in range(4, 40):
+        levels = levels.after(
+            readings(at_s, refaulted_bytes_per_s=16e6, **felt), GovernorSettings()
+        )
+    assert levels.memory.level is WARNING
+    for at_s in range(40, 51):
+        levels = levels.after(
+            readings(at_s, refaulted_bytes_per_s=14e6, **felt), GovernorSettings()
+        )
+    assert levels.memory.level is NORMAL

@@ -18,7 +18,7 @@ from brim.machine.pressure_watch import (
     PressureWatch,
 )
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 """For a thread to do what takes it microseconds."""
 
 
