@@ -40,7 +40,7 @@ class StreamingClient(threading.Thread):
         )
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         connection.request("POST", "/v1/completions", self._body)
         for line in connection.getresponse():
             if line.startswith(b"data: "):
@@ -57,10 +57,10 @@ def test_every_stream_gets_an_error_event_and_the_next_request_is_served(
     for client in clients:
         client.start()
     for client in clients:
-        assert client.has_text.wait(30)
+        assert client.has_text.wait(60)
     os.kill(server.ps()[0]["pid"], signal.SIGKILL)
     for client in clients:
-        client.join(30)
+        client.join(60)
         assert not client.is_alive()
         last = json.loads(client.events[-1])
         assert "demo" in last["error"]["message"]

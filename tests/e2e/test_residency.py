@@ -5,6 +5,7 @@ Workers are real; only the machine's size and what the models are said to need a
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.heavy import GB, LONG, CountingAccount, Readings, heavy, patience, 
 from support.heavy import heavy_serving as serving
 from support.models import DEMO
 from support.serving import (
+    ENDLESS,
     MACHINE,
     ask,
     collect,
@@ -29,9 +31,11 @@ from support.serving import (
 from brim.cli.serving import fitted
 from brim.config.tree import ModelSettings, Settings
 from brim.core.answer import FinishReason
+from brim.core.event import EventKind
 from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
 from brim.core.plan import Plan
+from brim.core.units import gib
 from brim.errors import Busy, DoesNotFit, EngineError, ModelFileError, Unauthorized
 from brim.ledger.account import Account
 from brim.ledger.entry import Phase
@@ -40,10 +44,11 @@ from brim.planner.fit import Room
 from brim.planner.plan import make_plan
 from brim.registry.describe import describe_gguf
 from brim.runtime import gateway as gateway_module
-from brim.runtime import residency
+from brim.runtime import quarantine, residency
 from brim.runtime.api import ModelState
 from brim.runtime.forecast_errors import subject_of
 from brim.runtime.gateway import Gateway
+from brim.runtime.quarantine import Quarantine
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_blocking")]
 
@@ -91,7 +96,7 @@ async def test_an_answer_that_runs_is_finished_before_its_model_gives_way() -> N
 async def test_who_waits_longer_than_the_setting_is_told_what_for() -> None:
     """While both others answer for longer than that: 503, who works, and when to come again."""
     async with serving(*map(roomy, "abc"), settings=patience(0.2)) as (gateway, _):
-        working = [await gateway.submit(request(model=name, max_tokens=LONG)) for name in "ab"]
+        working = [await gateway.submit(request(model=name, max_tokens=ENDLESS)) for name in "ab"]
         with pytest.raises(Busy, match="model 'c' has no room while a, b works") as caught:
             await gateway.submit(request(model="c"))
         assert caught.value.retry_after_s is not None
@@ -222,6 +227,51 @@ async def test_a_model_in_quarantine_gives_its_memory_and_stays_there() -> None:
         assert states(gateway) == ["quarantined", "ready", "ready"]
 
 
+async def test_a_model_in_quarantine_is_loaded_anew_once_that_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory was given to another meanwhile, which gives way as to any other model."""
+    monkeypatch.setattr(quarantine, "FIRST_WAIT_S", 0.0)
+    settings = settings_with(restart_backoff_s=0.01, deaths_before_quarantine=1)
+    async with serving(*map(heavy, "abc"), settings=settings) as (gateway, account):
+        os.kill(gateway.models()[0].pid or pytest.fail(), signal.SIGKILL)
+        await until(lambda: gateway.models()[0].state is ModelState.QUARANTINED)
+        assert await ask(gateway, request(model="c"))
+        assert "a" not in account
+        assert await ask(gateway, request(model="a"))
+        assert gateway.models()[0].state is ModelState.READY
+        assert len(list(account.entries())) == 2
+
+
+async def test_a_file_that_was_mended_is_loaded_after_its_quarantine(
+    demo: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loads that failed in a row are tried once more when that is due, and no sooner."""
+    path = tmp_path / "model.gguf"
+    await asyncio.to_thread(path.write_bytes, b"no model")
+    model = msgspec.structs.replace(demo, name="broken", paths=(str(path),))
+    broken = make_plan(model, MACHINE, engine="llamacpp", context_tokens=256)
+    settings = settings_with(deaths_before_quarantine=2)
+    async with serving(heavy("a", 6 * GB), heavy("b", 6 * GB), broken, settings=settings) as (
+        gateway, _,
+    ):  # fmt: skip
+        for _ in range(2):
+            with pytest.raises(ModelFileError):
+                await gateway.submit(request(model="broken"))
+        with pytest.raises(EngineError, match=r"2 times in a row; .* in 5 min or later"):
+            await gateway.submit(request(model="broken"))
+        [event] = [e for e in gateway.event_log.events() if e.kind is EventKind.MODEL_QUARANTINED]
+        assert event.detail["tried_again_in_s"] == pytest.approx(300, abs=5)
+        monkeypatch.setattr(Quarantine, "is_due", property(lambda quarantine: quarantine.is_on))
+        with pytest.raises(ModelFileError):
+            await gateway.submit(request(model="broken"))
+        assert gateway.models()[2].state is ModelState.QUARANTINED
+        assert "in 10 min or later" in gateway.models()[2].reason
+        await asyncio.to_thread(shutil.copy, DEMO, path)
+        assert await ask(gateway, request(model="broken"))
+        assert gateway.models()[2].state is ModelState.READY
+
+
 async def test_who_waits_for_a_restart_when_the_server_stops_is_told_that() -> None:
     """503 and to send it again, like everybody else, not that the model is at fault."""
     settings = settings_with(restart_backoff_s=60.0)
@@ -248,7 +298,7 @@ async def test_a_forced_request_has_its_model_loaded_where_it_does_not_fit() -> 
         assert await ask(gateway, request(model="c", force=True))
         assert not account.entry("c").is_forced
         names = [status.name for status in gateway.models() if status.state is ModelState.READY]
-        working = [await gateway.submit(request(model=n, max_tokens=LONG)) for n in names]
+        working = [await gateway.submit(request(model=n, max_tokens=ENDLESS)) for n in names]
         [left] = {"a", "b", "c"} - {*names}
         patient = asyncio.ensure_future(ask(gateway, request(model=left)))
         forced = asyncio.ensure_future(ask(gateway, request(model=left, force=True)))
@@ -340,11 +390,11 @@ async def test_a_request_without_memory_is_refused_unless_forced(allow_force: bo
 async def test_memory_that_went_while_a_request_waited_is_noticed() -> None:
     """A request that nothing was done for is ended, as it would be refused if it came now."""
     readings = Readings()
-    plan = heavy("toy", 1 * GB, 8 * GB, context_tokens=2 * LONG, kv_tokens=2 * LONG)
+    plan = heavy("toy", 1 * GB, 8 * GB, context_tokens=2 * ENDLESS, kv_tokens=2 * ENDLESS)
     async with serving(plan, read_machine=readings) as (gateway, _):
         await until(measured(gateway))
-        running = await gateway.submit(request(max_tokens=LONG + LONG // 2))
-        waiting = [await gateway.submit(request(max_tokens=LONG)) for _ in range(2)]
+        running = await gateway.submit(request(max_tokens=ENDLESS + ENDLESS // 2))
+        waiting = [await gateway.submit(request(max_tokens=ENDLESS)) for _ in range(2)]
         assert gateway.models()[0].num_waiting == 2
         readings.others_bytes = 14_990_000_000
         for answer in waiting:
@@ -450,9 +500,9 @@ async def test_a_context_that_nobody_asked_for_gives_way(flexible: bool, demo: M
         assert answers[0][-1].finish_reason is FinishReason.LENGTH
     assert loaded.context_tokens == plan.context_tokens
     assert said == [
-        f"{name}: {plan.memory.total_bytes / 2**30:.2f} GiB for a context of "
+        f"{name}: {gib(plan.memory.total_bytes)} for a context of "
         f"{plan.context_tokens} with f16 KV is more than fits comfortably, so it gets "
-        f"{loaded.kv_type_k} KV, {loaded.memory.total_bytes / 2**30:.2f} GiB in all"
+        f"{loaded.kv_type_k} KV, {gib(loaded.memory.total_bytes)} in all"
     ]
 
 

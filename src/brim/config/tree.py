@@ -194,7 +194,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         int,
         Meta(
             ge=1,
-            description="Deaths in a row after which a model is no longer restarted.",
+            description="Deaths in a row after which a model is left alone for minutes; then a "
+            "request tries it again.",
         ),
     ] = 3
 

@@ -13,9 +13,12 @@ APP_OWNER = "app:"
 
 
 class Meter(Protocol):
-    """Bounds and records what apps use; `brim.apps.meter` implements it.
+    """Bounds and records what apps use; `brim.apps.meter.Meter` does, on a database.
 
-    An app without a name is nobody in particular: no bounds, no record.
+    A seam of ten calls, rather than that class: whoever embeds a gateway may count in another way,
+    and what is promised below, that each request is told exactly once, is tested with a meter that
+    fails where one is told twice.  An app without a name is nobody in particular: no bounds, no
+    record.
     """
 
     def enter(self, app: str) -> None:

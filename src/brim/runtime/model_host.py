@@ -29,6 +29,7 @@ from brim.runtime.api import ModelState, ModelStatus
 from brim.runtime.forecast_errors import LoadRecord
 from brim.runtime.metering import Metering, WrittenBytes
 from brim.runtime.owed import Owed
+from brim.runtime.quarantine import Quarantine
 from brim.runtime.recorder import Recorder
 from brim.runtime.request_counts import RequestCounter
 from brim.runtime.seat import Seat, Unloaded
@@ -90,6 +91,7 @@ class ModelHost:
         self._load_record: LoadRecord | None = None
         self._num_deaths_before = 0
         self._num_failed_loads = 0
+        self._quarantine = Quarantine()
         self._longest_tokens = 0
         self._num_entered = 0
         self._worker_stats: Stats | None = None
@@ -115,8 +117,8 @@ class ModelHost:
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether it failed so often that it is not tried again."""
-        return self._state is ModelState.QUARANTINED
+        """Whether it failed so often that it is not tried again for some minutes."""
+        return self._quarantine.is_on
 
     @property
     def wanted_inflight_bytes(self) -> int:
@@ -150,8 +152,12 @@ class ModelHost:
         return max(running, self.owed.pool.largest_bound)
 
     def enter(self) -> None:
-        """A request is on its way in; while it is loaded alone."""
+        """A request is on its way in; while it is loaded alone.
+
+        Of a model in quarantine it begins the trial, once that is due.
+        """
         assert self._is_loaded
+        self.supervisor.try_again()
         self._num_entered += 1
         self.last_used_s = time.monotonic()
 
@@ -167,7 +173,7 @@ class ModelHost:
         return ModelStatus(
             name=self.name,
             state=self._state,
-            reason=self._absence or supervisor.reason,
+            reason=self._reason(),
             created_unix_s=supervisor.started_unix_s,
             plan=self.plan,
             pid=supervisor.pid,
@@ -217,17 +223,10 @@ class ModelHost:
         """Refuse to load what failed each time that it was loaded: others gave way to it in vain.
 
         Raises:
-            EngineError: The model is quarantined.
+            EngineError: The model is quarantined, and no trial is due.
         """
-        if not self.is_quarantined:
-            return
-        reason = self.supervisor.reason
-        if self._absence:
-            reason = (
-                f"{self._absence}, {self._num_failed_loads} times in a row; start brim again, with "
-                "another file or a smaller --context"
-            )
-        raise EngineError(f"model '{self.name}' is quarantined: {reason}")
+        if self.is_quarantined and not self._quarantine.is_due:
+            raise EngineError(f"model '{self.name}' is quarantined: {self._reason()}")
 
     def defer(self, reason: str) -> None:
         """Leave it out of memory until it is asked for."""
@@ -253,11 +252,13 @@ class ModelHost:
         self._max_inflight_bytes = max_inflight_bytes
         self.supervisor = self._new_supervisor()
         self._absence = ""
+        self._quarantine.lift()
         try:
             await self.supervisor.start()
         except BaseException as exc:
             self._absence = f"it could not be loaded: {exc}"
-            self._num_failed_loads += isinstance(exc, BrimError)
+            if isinstance(exc, BrimError):
+                self._note_failed_load()
             raise
         self._is_loaded, self._longest_tokens, self._num_failed_loads = True, 0, 0
         self.last_used_s = time.monotonic()
@@ -273,11 +274,12 @@ class ModelHost:
         """Take an idle model out of memory; its process is gone when this returns.
 
         A process that does not end when it is asked to is killed, and that is recorded.  A model in
-        quarantine has none, and stays there: its next request must not load it again.
+        quarantine has none, and stays there: no request may load it before its trial is due.
         """
         assert self.is_idle
         began_s = time.monotonic()
         if self.supervisor.state is ModelState.QUARANTINED:
+            self._is_loaded = False
             return Unloaded(before_bytes=0, after_bytes=0, took_s=0.0)
         self._is_loaded, self._absence = False, reason
         with contextlib.suppress(BrimError, TimeoutError):
@@ -380,9 +382,36 @@ class ModelHost:
 
     @property
     def _state(self) -> ModelState:
-        if self._num_failed_loads >= self._settings.worker.deaths_before_quarantine:
+        if self.is_quarantined:
             return ModelState.QUARANTINED
         return ModelState.UNLOADED if self._absence else self.supervisor.state
+
+    def _reason(self) -> str:
+        """Why it is not ready, in words, and when it is tried again where it is not."""
+        reason = self._absence or self.supervisor.reason
+        if not self.is_quarantined:
+            return reason
+        if self._absence:
+            times = (
+                f"{self._num_failed_loads} times in a row" if self._num_failed_loads > 1 else "once"
+            )
+            reason += (
+                f", {times}; start brim again, with another file or a smaller --context, or wait"
+            )
+        return f"{reason}; {self._quarantine.words()}"
+
+    def _note_failed_load(self) -> None:
+        self._num_failed_loads += 1
+        limit = self._settings.worker.deaths_before_quarantine
+        if self._num_failed_loads < limit and not self._quarantine.is_trial:
+            return
+        self._quarantine.begin()
+        self._record(
+            EventKind.MODEL_QUARANTINED,
+            model=self.name,
+            cause=self._reason(),
+            detail={"tried_again_in_s": round(self._quarantine.left_s, 1)},
+        )
 
     def _load_eta_s(self) -> float | None:
         began_s, progress = self.supervisor.load_began_s, self.supervisor.progress
@@ -396,6 +425,7 @@ class ModelHost:
             self.plan,
             msgspec.structs.replace(options, limits=self._limits),
             self._settings.worker,
+            quarantine=self._quarantine,
             on_deltas=self.owed.on_deltas,
             on_death=self.owed.on_death,
             record=self._record,

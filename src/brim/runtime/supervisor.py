@@ -20,6 +20,7 @@ from brim.core.plan import Plan
 from brim.core.stance import WorkLimits
 from brim.errors import BrimError, Busy, EngineError, WorkerDied
 from brim.runtime.api import ModelState
+from brim.runtime.quarantine import Quarantine
 from brim.runtime.recorder import Recorder
 from brim.runtime.worker_process import Deltas, WorkerProcess
 from brim.telemetry.events import log_event
@@ -38,7 +39,8 @@ class Supervisor:
     Args:
         plan: How the model is loaded.
         options: How its worker works.
-        settings: Back-off and quarantine.
+        settings: Back-off, and deaths before quarantine.
+        quarantine: The model's, which outlives its workers.
         on_deltas: Called with what the worker produces.
         on_death: Called once for each death, with what to tell those who were owed an answer.
         record: Where deaths and quarantine are recorded.
@@ -50,6 +52,7 @@ class Supervisor:
         options: WorkerOptions,
         settings: WorkerSettings,
         *,
+        quarantine: Quarantine,
         on_deltas: Callable[[Deltas], None],
         on_death: Callable[[WorkerDied], None],
         record: Recorder,
@@ -57,6 +60,7 @@ class Supervisor:
         self._plan = plan
         self._options = options
         self._settings = settings
+        self._quarantine = quarantine
         self._on_deltas = on_deltas
         self._on_death = on_death
         self._record = record
@@ -97,9 +101,7 @@ class Supervisor:
             BrimError: It could not be loaded; nothing is left running.
         """
         self._worker = await self._launch()
-        self._supervising = asyncio.get_running_loop().create_task(
-            self._supervise(self._worker), name=f"supervisor of {self._plan.model.name}"
-        )
+        self._supervising = self._supervised(self._worker)
 
     async def worker(self) -> WorkerProcess:
         """The worker, ready to take requests; waits a moment where it is being restarted.
@@ -116,7 +118,9 @@ class Supervisor:
             return self._worker
         name = self._plan.model.name
         if self.state is ModelState.QUARANTINED:
-            raise EngineError(f"model '{name}' is quarantined: {self.reason}")
+            raise EngineError(
+                f"model '{name}' is quarantined: {self.reason}; {self._quarantine.words()}"
+            )
         if self.state is ModelState.STOPPED:
             raise EngineError(f"model '{name}' is stopped; start brim again to use it")
         load_s = 0.0 if self.loaded is None else self.loaded.load_s
@@ -124,9 +128,19 @@ class Supervisor:
         what = f"is being started again ({self.reason})" if self.reason else "is being loaded"
         raise Busy(f"model '{name}' {what}; try again in {wait_s} s", retry_after_s=wait_s)
 
+    def try_again(self) -> None:
+        """Have a model that is in quarantine tried once; nothing where that is not due."""
+        if self.state is not ModelState.QUARANTINED or not self._quarantine.is_due:
+            return
+        self._quarantine.lift()
+        self._next_start_s = time.monotonic()
+        self._set_state(ModelState.RESTARTING, "it is tried once more after its quarantine")
+        self._supervising = self._supervised(None)
+
     def note_answer(self) -> None:
         """A request was answered to its end: deaths before it no longer count."""
         self._num_deaths_in_a_row = 0
+        self._quarantine.forget()
 
     def set_limits(self, limits: WorkLimits) -> None:
         """Have the worker, and those that follow it, work within these limits."""
@@ -164,10 +178,9 @@ class Supervisor:
 
     @property
     def _is_worth_waiting(self) -> bool:
-        return self._num_deaths_in_a_row <= 1 and self.state not in (
-            ModelState.QUARANTINED,
-            ModelState.STOPPED,
-        )
+        if self.state in (ModelState.QUARANTINED, ModelState.STOPPED):
+            return False
+        return self._num_deaths_in_a_row <= 1 or self._quarantine.is_trial
 
     def _set_state(self, state: ModelState, reason: str = "") -> None:
         self.state, self.reason = state, reason
@@ -200,37 +213,48 @@ class Supervisor:
         if self._options is not options:
             worker.set_limits(self._options.limits)  # they changed meanwhile; nothing waits now
 
-    async def _supervise(self, worker: WorkerProcess) -> None:
-        """Follow the worker's deaths until it is stopped or quarantined."""
-        death: BrimError = await worker.wait_dead()
+    def _supervised(self, worker: WorkerProcess | None) -> "asyncio.Task[None]":
+        return asyncio.get_running_loop().create_task(
+            self._supervise(worker), name=f"supervisor of {self._plan.model.name}"
+        )
+
+    async def _supervise(self, worker: WorkerProcess | None) -> None:
+        """Follow the worker's deaths until it is stopped or quarantined; None: start one first."""
         while True:
+            now = await self._relaunch() if worker is None else worker
+            death = now if isinstance(now, BrimError) else await now.wait_dead()
             self._note_death(death)
             if self.state is ModelState.QUARANTINED:
                 return
             # The next one must find the memory that the last one held.
-            await worker.wait_reaped()
+            if not isinstance(now, BrimError):
+                await now.wait_reaped()
             await asyncio.sleep(max(0.0, self._next_start_s - time.monotonic()))
-            try:
-                self._worker = worker = await self._launch()
-            except BrimError as error:
-                death = error
-            except Exception as exc:
-                # Whatever it was, the model must stay looked after: back-off and quarantine bound
-                # how often it is tried.
-                _log.exception("restarting the worker of '%s' failed", self._plan.model.name)
-                death = EngineError(
-                    f"the worker of model '{self._plan.model.name}' could not be started again: "
-                    f"{type(exc).__name__}: {exc}"
-                )
-            else:
-                # Whoever was told of the death learns that the model is back.
-                self._record(
-                    EventKind.MODEL_LOADED,
-                    model=self._plan.model.name,
-                    cause="its worker died and was started again",
-                    detail={"pid": worker.pid},
-                )
-                death = await worker.wait_dead()
+            worker = None
+
+    async def _relaunch(self) -> WorkerProcess | BrimError:
+        """Another worker, or why there is none."""
+        name = self._plan.model.name
+        try:
+            self._worker = worker = await self._launch()
+        except BrimError as error:
+            return error
+        except Exception as exc:
+            # Whatever it was, the model must stay looked after: back-off and quarantine bound how
+            # often it is tried.
+            _log.exception("restarting the worker of '%s' failed", name)
+            return EngineError(
+                f"the worker of model '{name}' could not be started again: "
+                f"{type(exc).__name__}: {exc}"
+            )
+        # Whoever was told of the death learns that the model is back.
+        self._record(
+            EventKind.MODEL_LOADED,
+            model=name,
+            cause="its worker died and was started again",
+            detail={"pid": worker.pid},
+        )
+        return worker
 
     def _note_death(self, death: BrimError) -> None:
         settings = self._settings
@@ -254,24 +278,32 @@ class Supervisor:
             cause=death.message,
             detail={"deaths_in_a_row": num_deaths, "backoff_s": backoff_s},
         )
-        if num_deaths >= settings.deaths_before_quarantine:
-            self._set_state(
-                ModelState.QUARANTINED,
-                f"its worker died {num_deaths} times without an answer in between "
-                f"({death.message}); "
-                "start brim again, with a smaller --context where memory is tight",
-            )
-            log_event("model_quarantined", model=self._plan.model.name, deaths=num_deaths)
-            self._record(
-                EventKind.MODEL_QUARANTINED,
-                model=self._plan.model.name,
-                cause=self.reason,
-                detail={"deaths_in_a_row": num_deaths},
-            )
-            outlook = "it has died too often and is not restarted"
+        if num_deaths >= settings.deaths_before_quarantine or self._quarantine.is_trial:
+            self._enter_quarantine(death)
+            outlook = f"it has died too often; {self._quarantine.words()}"
         else:
             self._set_state(ModelState.RESTARTING, death.message)
             outlook = "it is being restarted; send the request again"
         self._on_death(
             WorkerDied(f"{death.message}; {outlook}", retry_after_s=max(1.0, math.ceil(backoff_s)))
+        )
+
+    def _enter_quarantine(self, death: BrimError) -> None:
+        num_deaths = self._num_deaths_in_a_row
+        self._quarantine.begin()
+        times = f"{num_deaths} times" if num_deaths != 1 else "once"
+        self._set_state(
+            ModelState.QUARANTINED,
+            f"its worker died {times} without an answer in between ({death.message}); "
+            "start brim again, with a smaller --context where memory is tight, or wait",
+        )
+        log_event("model_quarantined", model=self._plan.model.name, deaths=num_deaths)
+        self._record(
+            EventKind.MODEL_QUARANTINED,
+            model=self._plan.model.name,
+            cause=f"{self.reason}; {self._quarantine.words()}",
+            detail={
+                "deaths_in_a_row": num_deaths,
+                "tried_again_in_s": round(self._quarantine.left_s, 1),
+            },
         )

@@ -9,7 +9,9 @@ from support.serving import toy_plan
 from brim.config.tree import WorkerSettings
 from brim.core.memory import Footprint
 from brim.core.stance import WorkLimits
-from brim.errors import WorkerDied
+from brim.errors import EngineError, WorkerDied
+from brim.runtime.api import ModelState
+from brim.runtime.quarantine import FIRST_WAIT_S, Quarantine
 from brim.runtime.recorder import Recorder
 from brim.runtime.supervisor import Supervisor
 from brim.runtime.worker_process import WorkerProcess
@@ -80,6 +82,7 @@ async def test_limits_that_come_while_a_new_worker_gets_the_last_ones_pool_hold(
         toy_plan(kv_tokens=4096),
         WorkerOptions(),
         WorkerSettings(restart_backoff_s=0.0),
+        quarantine=Quarantine(),
         on_deltas=lambda deltas: None,
         on_death=lambda death: None,
         record=Recorder(EventLog()),
@@ -90,4 +93,101 @@ async def test_limits_that_come_while_a_new_worker_gets_the_last_ones_pool_hold(
     first.die()
     assert cast("Any", await supervisor.worker()) is second
     assert (second.kv_tokens, second.limits) == (1024, SLOW)
+    await supervisor.stop()
+
+
+class Clock:
+    """Moved by hand."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def supervised(
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    workers: list[Worker],
+    *,
+    deaths_before_quarantine: int = 1,
+    quarantine: Quarantine | None = None,
+) -> Supervisor:
+    """A supervisor whose workers are these; more cannot be started."""
+    left = iter(workers)
+
+    async def spawn(plan: Any, on_deltas: Any) -> Worker:
+        worker = next(left, None)
+        if worker is None:
+            raise WorkerDied("it died at once")
+        return worker
+
+    monkeypatch.setattr(WorkerProcess, "spawn", spawn)
+    return Supervisor(
+        toy_plan(),
+        WorkerOptions(),
+        WorkerSettings(restart_backoff_s=0.0, deaths_before_quarantine=deaths_before_quarantine),
+        quarantine=quarantine or Quarantine(clock),
+        on_deltas=lambda deltas: None,
+        on_death=lambda death: None,
+        record=Recorder(EventLog()),
+    )
+
+
+async def quarantined(supervisor: Supervisor) -> None:
+    async with asyncio.timeout(60.0):
+        while supervisor.state is not ModelState.QUARANTINED:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_only_a_request_that_comes_late_enough_ends_a_quarantine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before that nothing is started, and afterwards one worker; its answer makes it well."""
+    first, second, clock = Worker(), Worker(), Clock()
+    supervisor = supervised(monkeypatch, clock, [first, second])
+    await supervisor.start()
+    first.die()
+    await quarantined(supervisor)
+    supervisor.try_again()
+    with pytest.raises(EngineError, match="in 5 min or later"):
+        await supervisor.worker()
+    clock.now_s = FIRST_WAIT_S
+    with pytest.raises(EngineError, match="its next request tries it"):
+        await supervisor.worker()
+    supervisor.try_again()
+    supervisor.try_again()
+    assert cast("Any", await supervisor.worker()) is second
+    assert supervisor.state is ModelState.READY
+    await supervisor.stop()
+
+
+async def test_a_trial_that_fails_is_the_last_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for it is told why, and the next one is twice as far away."""
+    first, clock = Worker(), Clock()
+    supervisor = supervised(monkeypatch, clock, [first])
+    await supervisor.start()
+    first.die()
+    await quarantined(supervisor)
+    clock.now_s = FIRST_WAIT_S
+    supervisor.try_again()
+    with pytest.raises(EngineError, match=r"it died at once.*in 10 min or later"):
+        await supervisor.worker()
+    await supervisor.stop()
+
+
+async def test_a_model_on_trial_has_one_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was loaded anew meanwhile, and its deaths are counted from the beginning."""
+    first, clock = Worker(), Clock()
+    quarantine = Quarantine(clock)
+    quarantine.begin()
+    quarantine.lift()
+    workers = [first, Worker()]
+    supervisor = supervised(
+        monkeypatch, clock, workers, deaths_before_quarantine=3, quarantine=quarantine
+    )
+    await supervisor.start()
+    first.die()
+    await quarantined(supervisor)
+    assert supervisor.num_deaths == 1
     await supervisor.stop()
