@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 import typer
 
+from brim.core.units import gib as gib
+
 
 def print_json(value: Any) -> None:
     """Print any msgspec value as indented JSON."""
@@ -40,15 +42,3 @@ def on_one_line(text: str) -> str:
         'a?b?[31m'
     """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def gib(num_bytes: int) -> str:
-    """Bytes for a column; small models keep a digit that says something.
-
-    Example:
-        >>> gib(5 * 2**30), gib(12 * 2**20)
-        ('5.00 GiB', '12 MiB')
-    """
-    if num_bytes < 2**30 // 10:
-        return f"{num_bytes / 2**20:.0f} MiB"
-    return f"{num_bytes / 2**30:.2f} GiB"

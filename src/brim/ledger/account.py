@@ -11,6 +11,7 @@ import msgspec
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.plan import Grant, Plan, Verdict
+from brim.core.units import gib
 from brim.errors import DoesNotFit
 from brim.ledger.budget import Budget, Limit, budget_of
 from brim.ledger.correction import NO_ERRORS, PastErrors, corrected
@@ -23,7 +24,7 @@ from brim.ledger.entry import (
 )
 from brim.ledger.kv import KvAccount
 from brim.ledger.statement import statement_of
-from brim.ledger.ways import gib, ways_to_fit
+from brim.ledger.ways import ways_to_fit
 from brim.planner.fit import Room
 
 Wish = Plan | MemoryTerms

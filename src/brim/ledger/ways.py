@@ -9,10 +9,9 @@ import msgspec
 from brim.core.machine import MachineSpec
 from brim.core.memory import MemoryTerms
 from brim.core.plan import Objective, Plan
+from brim.core.units import GIB, gib
 from brim.ledger.budget import Limit, budget_of
 from brim.planner.plan import largest_context, make_plan
-
-GIB = 1024**3
 
 MAX_WAYS = 3
 """As many as one sentence holds."""
@@ -62,16 +61,6 @@ class Way(NamedTuple):
 
     cost: Cost
     text: str
-
-
-def gib(num_bytes: int) -> str:
-    """Bytes for a reader.
-
-    Example:
-        >>> gib(3 * 2**30 // 2)
-        '1.50 GiB'
-    """
-    return f"{num_bytes / GIB:.2f} GiB"
 
 
 def ways_to_fit(

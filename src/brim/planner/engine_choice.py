@@ -15,6 +15,7 @@ from brim.core.forecast import SpeedRange
 from brim.core.machine import MachineSpec
 from brim.core.model import ModelSpec
 from brim.core.plan import Objective, Plan
+from brim.core.units import gib
 from brim.errors import ConfigError
 from brim.planner.fit import Room, fit_plan
 from brim.planner.forecast import forecast_plan
@@ -27,8 +28,6 @@ below 30 % may be none; and a default that changes with every prompt length help
 """
 
 NAMES = {"mlx": "MLX", "llamacpp": "llama.cpp", "toy": "the toy engine"}
-
-GIB = 2**30
 
 
 class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,8 +165,8 @@ def _why_instead(
         needed, their_bytes = mine.plan.memory.total_bytes, theirs.plan.memory.total_bytes
         if needed > free >= their_bytes:
             return (
-                f"{_form(theirs.plan)} {word} with {their_bytes / GIB:.1f} GiB; "
-                f"{_form(mine.plan)} needs {needed / GIB:.1f} of {free / GIB:.1f}"
+                f"{_form(theirs.plan)} {word} with {gib(their_bytes)}; "
+                f"{_form(mine.plan)} needs {gib(needed)} of {gib(free)}"
             )
     return None
 

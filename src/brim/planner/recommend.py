@@ -14,6 +14,7 @@ import msgspec
 from brim.core.forecast import Forecast, SpeedRange
 from brim.core.machine import MachineSpec
 from brim.core.plan import Grant, Plan, Verdict
+from brim.core.units import gib
 
 INTERACTIVE_TOK_S = 20.0
 """Faster than anybody reads along: silent reading is 238 words a minute (Brysbaert 2019), which is
@@ -306,15 +307,15 @@ def _judged(candidate: Candidate, use: Use) -> Recommendation:
 
 def _reason(candidate: Candidate, use: Use, speed: SpeedRange | None) -> str:
     grant = candidate.grant
-    asked, budget = _gib(grant.asked_bytes), _gib(grant.budget_bytes)
+    asked, budget = gib(grant.asked_bytes), gib(grant.budget_bytes)
     if grant.verdict is Verdict.NO:
-        short = _gib(grant.short_bytes)
-        return f"needs {asked} GiB, {short} more than {grant.binding} leaves"
+        short = gib(grant.short_bytes)
+        return f"needs {asked}, {short} more than {grant.binding} leaves"
     fits = "fits" if grant.verdict is Verdict.COMFORTABLE else "just fits"
     parts = [
         _size(candidate),
         _cost(candidate),
-        f"{fits} with {asked} of {budget} GiB",
+        f"{fits} with {asked} of {budget}",
         _speed(candidate.forecast, use, speed),
     ]
     return "; ".join(parts)
@@ -347,7 +348,3 @@ def _speed(forecast: Forecast, use: Use, speed: SpeedRange | None) -> str:
     if use is Use.LONG and forecast.full_decode_tok_s is not None:
         when += " with a full context"
     return f"{speed.expected:.3g} tok/s{when} is {band}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f}"

@@ -16,8 +16,8 @@ from brim.config.tree import Settings
 from brim.core.answer import Delta
 from brim.core.request import Priority, Request
 from brim.core.stance import Stance
+from brim.core.units import gib
 from brim.errors import BrimError, Busy, WorkerDied
-from brim.ledger.ways import gib
 from brim.runtime.answer import StreamedAnswer
 from brim.runtime.bounds import Bounds, bounds_of, windowed, with_answer
 from brim.runtime.metering import Metered, Metering

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from brim.core.event import EventKind
 from brim.core.plan import Grant, Plan
+from brim.core.units import gib
 from brim.errors import Busy
 from brim.ledger.account import Account
-from brim.ledger.ways import gib
 from brim.runtime.granter import Granter
 from brim.runtime.groups import Group, Phase
 from brim.runtime.model_host import ModelHost

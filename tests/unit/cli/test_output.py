@@ -2,7 +2,8 @@
 
 import pytest
 
-from brim.cli.output import gib, print_table
+from brim.cli.output import print_table
+from brim.core.units import gib
 
 
 def test_columns_are_as_wide_as_their_widest_cell(capsys: pytest.CaptureFixture[str]) -> None:

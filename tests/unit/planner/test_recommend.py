@@ -169,9 +169,9 @@ def test_reasons_are_one_sentence_with_figures(plan: Plan) -> None:
     )
     assert fits.reason == (
         "8 B parameters of 2025-04; Q4_K_M costs as much as 18 % fewer parameters; "
-        "fits with 4.5 of 12.0 GiB; 50 tok/s once warm is interactive"
+        "fits with 4.47 GiB of 12.00 GiB; 50 tok/s once warm is interactive"
     )
-    assert lacks.reason == "needs 4.5 GiB, 2.0 more than gpu limit leaves"
+    assert lacks.reason == "needs 4.47 GiB, 2.00 GiB more than gpu limit leaves"
 
 
 def test_capability_is_size_age_and_quant() -> None:
