@@ -152,7 +152,7 @@ def test_the_next_server_starts_at_once_and_has_everything(
     first, workers, key = killed
     with serve(tmp_path, "--port", str(first.port)) as second:
         assert second.port == first.port
-        psutil.wait_procs(workers, timeout=10)
+        psutil.wait_procs(workers, timeout=60)
         assert not [worker for worker in workers if worker.is_running()]
         status, answer = ask(second, key)
         assert status == 200

@@ -1,12 +1,12 @@
 """`brim events`: what servers did about memory, heat, power and apps, and why.
 
 Read from the state directory, so that it works while a server runs and after one has crashed.
-`--follow` reads on from there: that needs no key, and goes on over a server's restart.
+`--follow` goes on with what happens, over a server's restart (`event_follow`).
 """
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from brim.core.event import Event, EventKind
-    from brim.telemetry.event_store import StoredEvent
 
 NUM_SHOWN = 50
 """About a screen."""
-
-POLL_S = 0.25
-"""Between two looks while following: at once for a person, and nothing for the machine."""
 
 HEAD = ("when", "what", "model", "before -> after", "s", "why")
 RIGHT = frozenset({4})
@@ -69,7 +65,13 @@ def events(
         EventStore(directory / FILE_NAME).read, kinds=kinds, model=model, app=app
     )
     if follow:
-        _follow(read, limit, as_json=as_json)
+        from brim.cli.event_follow import Follower, Wanted
+
+        wanted = Wanted(kinds=kinds, model=model, app=app)
+        if not as_json:
+            _echo(_line(HEAD))
+        show = functools.partial(_show, as_json=as_json)
+        Follower(directory, read, wanted, show, wait=_wait).run(limit)
         return
     found = [stored.event for stored in read(limit)]
     if as_json:
@@ -81,19 +83,8 @@ def events(
         say(f"{directory} keeps no event{' yet' if is_any else ' that is asked for'}")
 
 
-def _follow(read: "Callable[..., list[StoredEvent]]", limit: int, *, as_json: bool) -> None:
-    """Print what is there, and what comes, until the reader ends it."""
-    if not as_json:
-        _echo(_line(HEAD))
-    found, place = read(limit), 0
-    if limit == 0:
-        place = max((stored.place for stored in read(1)), default=0)
-    while True:
-        for stored in found:
-            _echo(_json(stored.event) if as_json else _line(_row(stored.event)))
-            place = max(place, stored.place)
-        _wait(POLL_S)
-        found = read(after_place=place)
+def _show(event: "Event", *, as_json: bool) -> None:
+    _echo(_json(event) if as_json else _line(_row(event)))
 
 
 def _directory(port: int | None, state_dir: str | None) -> "Path":

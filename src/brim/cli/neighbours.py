@@ -131,7 +131,7 @@ def stance_of(server: ServerState, *, within_s: float) -> Stance:
     return found
 
 
-def _operator(server: ServerState) -> dict[str, str]:
+def operator_headers(server: ServerState) -> dict[str, str]:
     """The header that tells a server that its own user asks."""
     if not server.operator_token:
         return {}
@@ -143,7 +143,7 @@ def _asked(server: ServerState, path: str, kind: type | UnionType, within_s: flo
     address = urllib.parse.urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=within_s)
     try:
-        connection.request("GET", path, headers=_operator(server))
+        connection.request("GET", path, headers=operator_headers(server))
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
