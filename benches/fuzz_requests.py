@@ -6,7 +6,7 @@ Everything is drawn from one random generator, so that a seed repeats a sequence
 import json
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 NASTY: tuple[Any, ...] = (
@@ -20,6 +20,9 @@ NASTY: tuple[Any, ...] = (
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW", "get")
 HOSTS = ("127.0.0.1", "localhost", "evil.example", "", "[::1", "a.localhost", "\x7f", "x" * 300)
 ORIGINS = ("https://app.example", "https://evil.example", "null", "", "http://[", "chrome://x")
+NUM_EACH = 4
+"""Of every kind in `every_break`: what it is made of is drawn anew each time."""
+
 MAX_ANSWER_TOKENS = 64
 """What most requests ask for at most: a fuzzer looks for what breaks, not for what takes long."""
 
@@ -71,7 +74,11 @@ class Generator:
         for _ in range(self.rng.choice((0, 0, 1, 1, 2, 5))):
             value = self._damaged(value)
         data = json.dumps(value, ensure_ascii=self.rng.random() < 0.5).encode("utf-8", "replace")
-        return self._damaged_bytes(data) if self.rng.random() < 0.2 else data
+        return (
+            self.rng.choice(self._damages(data, self.rng.choice))()
+            if self.rng.random() < 0.2
+            else data
+        )
 
     def request(self) -> tuple[str, bytes]:
         """One complete request, its path first: any method, any route, any headers."""
@@ -80,6 +87,10 @@ class Generator:
         method = "POST" if post else self.rng.choice(METHODS)
         schema = "ChatCompletionRequest" if "chat" in path else "CompletionRequest"
         body = self.body(schema) if post or self.rng.random() < 0.2 else b""
+        return self._complete(method, path, body)
+
+    def _complete(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
+        path = path.replace(" ", "%20")
         headers = [("Host", "127.0.0.1"), ("Content-Length", str(len(body))), *self._headers()]
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         return path, f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1", "replace") + body
@@ -87,6 +98,35 @@ class Generator:
     def broken(self) -> bytes:
         """Bytes that are not, or hardly, HTTP."""
         return self.rng.choice(self._broken)()
+
+    def every_kind(self) -> Iterator[tuple[str, bytes]]:
+        """Complete requests, paths first: each route by each method, and bodies with each damage.
+
+        Of each damage the smallest and the largest.
+        """
+        for path in self._paths:
+            for method in METHODS:
+                yield self._complete(method, path.replace("{model}", self._word()), b"")
+        for path, schema in (
+            ("/v1/chat/completions", "ChatCompletionRequest"),
+            ("/v1/completions", "CompletionRequest"),
+        ):
+            for pick in (min, max):
+                data = self._sound(schema)
+                yield self._complete("POST", path, data)
+                for damage in self._damages(data, pick):
+                    yield self._complete("POST", path, damage())
+
+    def every_break(self) -> Iterator[bytes]:
+        """Bytes that are not, or hardly, HTTP, of each kind."""
+        for _ in range(NUM_EACH):
+            for make in self._broken:
+                yield make()
+
+    def _sound(self, name: str) -> bytes:
+        """A body that is answered."""
+        value = {"messages" if "Chat" in name else "prompt": self._plain(name)}
+        return json.dumps({"model": self._models[0], "max_tokens": 4, **value}).encode()
 
     def _plain(self, name: str) -> Any:
         text = "def f(x):" * self.rng.randint(1, 20)
@@ -100,7 +140,7 @@ class Generator:
             path = f"/{self._word()}" if self.rng.random() < 0.5 else path + self._word()
         if self.rng.random() < 0.2:
             path += f"?{self._word()}={self._word()}&since={self._word()}&follow=false"
-        return path.replace(" ", "%20")
+        return path
 
     def _headers(self) -> list[tuple[str, str]]:
         rng, found = self.rng, []
@@ -189,21 +229,23 @@ class Generator:
             copy[place] = self._damaged(copy[place])
         return copy
 
-    def _damaged_bytes(self, data: bytes) -> bytes:
-        rng = self.rng
-        cut = rng.randint(0, len(data))
-        return rng.choice(
-            (
-                data[:cut],
-                data + data,
-                data[:cut] + b"\xff\xfe\xed\xa0\x80" + data[cut:],
-                data[:cut] + b"NaN" + data[cut:],
-                b"[" * rng.choice((10, 1000, 200_000)) + data,
-                data[:cut] + b'{"a":' * rng.choice((10, 1000, 100_000)) + data[cut:],
-                data.replace(b":", b":1e", 1),
-                data.replace(b"{", b'{"model":"x","model":"y",', 1),
-                data.ljust(rng.choice((1, 1_100_000)), b" "),
-            )
+    def _damages(
+        self, data: bytes, pick: Callable[[Sequence[int]], int]
+    ) -> tuple[Callable[[], bytes], ...]:
+        """Every way to damage a body that goes by its bytes, with sizes that `pick` takes."""
+        cut = self.rng.randint(0, len(data))
+        return (
+            lambda: data[:cut],
+            lambda: data + data,
+            lambda: data[:cut] + b"\xff\xfe\xed\xa0\x80" + data[cut:],
+            lambda: data[:cut] + b"NaN" + data[cut:],
+            lambda: b"[" * pick((10, 1000, 200_000)) + data,
+            lambda: data[:cut] + b'{"a":' * pick((10, 1000, 100_000)) + data[cut:],
+            lambda: data.replace(b":", b":1e", 1),
+            lambda: _with(data, b'"model":"x","model":"y"'),
+            lambda: _with(data, b'"prompt":[' + b"7," * pick((10, 1000, 700_000)) + b"7]"),
+            lambda: _with(data, b'"logit_bias":{' + _biases(pick((10, 2000, 100_000))) + b"}"),
+            lambda: data.ljust(pick((1, 1_100_000)), b" "),
         )
 
     def _noise(self) -> bytes:
@@ -255,3 +297,12 @@ class Generator:
 
     def _post(self, header: bytes) -> bytes:
         return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n"
+
+
+def _with(data: bytes, fields: bytes) -> bytes:
+    """A JSON object with more fields in front."""
+    return data.replace(b"{", b"{" + fields + b",", 1)
+
+
+def _biases(number: int) -> bytes:
+    return b",".join(b'"%d":1' % token for token in range(number))

@@ -1,5 +1,6 @@
 """The ASGI app: routes over a runtime, the guards before them, errors in one shape."""
 
+import asyncio
 from collections.abc import Collection
 
 from starlette.applications import Starlette
@@ -12,7 +13,7 @@ from brim.runtime.api import Runtime
 from brim.server.auth import Doorkeeper, Gate, open_doorkeeper
 from brim.server.failure import BugCatcher, on_brim_error, on_http_error
 from brim.server.guard import LOOPBACK_HOSTS, BrowserGuard
-from brim.server.limits import MAX_BODY_BYTES
+from brim.server.limits import MAX_BODY_BYTES, MAX_LARGE_BODIES
 from brim.server.routes.completions import CHAT, PLAIN, Bounds, CompletionsEndpoint
 from brim.server.routes.description import DescriptionRoute
 from brim.server.routes.events import EventRoutes
@@ -48,7 +49,11 @@ def build_app(
     doorkeeper = open_doorkeeper() if doorkeeper is None else doorkeeper
     models, status = ModelRoutes(runtime), StatusRoutes(runtime)
     events = EventRoutes(runtime, doorkeeper, heartbeat_s=heartbeat_s)
-    bounds = Bounds(max_body_bytes=max_body_bytes, heartbeat_s=heartbeat_s)
+    bounds = Bounds(
+        max_body_bytes=max_body_bytes,
+        heartbeat_s=heartbeat_s,
+        large_bodies=asyncio.Semaphore(MAX_LARGE_BODIES),
+    )
     chat = CompletionsEndpoint(runtime, CHAT, bounds, usage)
     plain = CompletionsEndpoint(runtime, PLAIN, bounds, usage)
     app = Starlette(

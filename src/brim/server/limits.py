@@ -8,6 +8,11 @@ LARGE_BODY_BYTES = 1024 * 1024
 """Bodies from here on are decoded on another thread, after a first look: below it decoding takes
 less than 50 ms, and handing over would only cost."""
 
+MAX_LARGE_BODIES = 1
+"""Decoded at once; the others wait.  Objects take up to ten times the bytes that they came in, and
+all threads that decode wait for one lock, so that two at once are no faster than one after the
+other and hold twice the memory."""
+
 BODY_WITHIN_S = 120.0
 """For a request body to arrive: the largest at 280 kB/s.  A client that stalls holds a connection
 and what it has sent so far."""

@@ -1,6 +1,7 @@
 """Clients that leave, are slow, or send too much."""
 
 import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -51,6 +52,27 @@ async def test_a_client_that_leaves_cancels_its_answer(
         await task
     assert runtime.answers[0].is_cancelled
     assert not runtime.answers[0].is_finished
+
+
+@pytest.mark.parametrize("num_padding_bytes", [0, LARGE_BODY_BYTES])
+async def test_a_body_is_let_go_before_its_answer_begins(
+    client: Client, runtime: ScriptedRuntime, num_padding_bytes: int
+) -> None:
+    """While an answer is made, or waits for its turn, its request's bytes are held by nobody."""
+    runtime.gate = never
+    (text,) = body()
+    data = [bytes(num_padding_bytes).replace(b"\0", b" ") + text]
+    num_before = sys.getrefcount(data[0])
+    exchange = client.exchange("POST", CHAT, data)
+    async with running(exchange) as task:
+        while not runtime.answers:  # large ones come from another thread  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await settle()
+        assert runtime.answers[0].num_batches_read == 2
+        num_during = sys.getrefcount(data[0])
+        exchange.leave()
+        await task
+    assert num_during == num_before
 
 
 async def test_a_client_that_leaves_while_it_waits_for_admission_is_forgotten(
@@ -210,6 +232,38 @@ async def test_a_large_body_does_not_hold_the_loop(
         may_go_on.set()
         assert (await large).status == 200
     assert len(runtime.answers[1].request.messages or ()) == 9_000
+
+
+async def test_large_bodies_are_decoded_one_after_the_other(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come at once, on whichever route, one is being made into objects."""
+    num_decoding, most = 0, 0
+    may_go_on = threading.Event()
+
+    def counted(data: bytes, schema: Any) -> Any:
+        nonlocal num_decoding, most
+        if len(data) >= LARGE_BODY_BYTES:
+            num_decoding += 1
+            most = max(most, num_decoding)
+            assert may_go_on.wait(20)
+            num_decoding -= 1
+        return decode(data, schema)
+
+    monkeypatch.setattr(completions, "decode", counted)
+    messages = [{"role": "user", "content": "x" * 120}] * 9_000
+    plain = [b'{"model":"small","prompt":"Hi"}'.ljust(LARGE_BODY_BYTES)]
+    async with (
+        running(client.exchange("POST", CHAT, body(messages=messages))) as first,
+        running(client.exchange("POST", CHAT, body(messages=messages))) as second,
+        running(client.exchange("POST", "/v1/completions", plain)) as third,
+    ):
+        for _ in range(3):  # others are served meanwhile, long enough for all three to have come
+            assert (await client.exchange("POST", CHAT, body()).run()).status == 200
+        may_go_on.set()
+        for large in (first, second, third):
+            assert (await large).status == 200
+    assert most == 1
 
 
 @pytest.mark.parametrize("opening", [b"[", b" [ [1],["])

@@ -61,6 +61,8 @@ class Bounds:
     """Longer request bodies are refused."""
     heartbeat_s: float
     """Seconds between comments while a stream has nothing to say yet."""
+    large_bodies: asyncio.Semaphore
+    """Held while a large body is decoded."""
 
 
 class CompletionsEndpoint(Generic[Body]):
@@ -88,7 +90,7 @@ class CompletionsEndpoint(Generic[Body]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            data = await read_body(scope, receive, self._bounds.max_body_bytes)
+            call = await self._asked(scope, receive)
         except ClientLeft:
             return
         except RequestTimeout as exc:
@@ -96,7 +98,6 @@ class CompletionsEndpoint(Generic[Body]):
             response.headers["connection"] = "close"  # the rest of the body must not be waited for
             await response(scope, receive, send)
             return
-        call = await self._understood(data, known_caller(scope))
         is_started = False
 
         async def tracked(message: Message) -> None:
@@ -112,6 +113,11 @@ class CompletionsEndpoint(Generic[Body]):
             if not is_started:
                 await error_response(_stopping())(scope, receive, send)
 
+    async def _asked(self, scope: Scope, receive: Receive) -> convert.Call:
+        """What is wanted; the body itself is gone when it is known, and not when it is answered."""
+        data = await read_body(scope, receive, self._bounds.max_body_bytes)
+        return await self._understood(data, known_caller(scope))
+
     async def _understood(self, data: bytes, caller: Caller) -> convert.Call:
         models = caller.visible(self._runtime.models())
         if len(data) < LARGE_BODY_BYTES:
@@ -121,7 +127,8 @@ class CompletionsEndpoint(Generic[Body]):
             refuse_oversized(data, models)
             return self._shape.call(decode(data, self._shape.schema), models, caller)
 
-        return await asyncio.to_thread(understand)
+        async with self._bounds.large_bodies:
+            return await asyncio.to_thread(understand)
 
     async def _answer(self, call: convert.Call, scope: Scope, receive: Receive, send: Send) -> None:
         answer: Answer | None = None
