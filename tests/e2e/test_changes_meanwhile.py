@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from support.heavy import GB, Readings, heavy, heavy_serving, patience, without_cache
+from support.heavy import GB, Readings, heavy, heavy_serving, patience, roomy, without_cache
 from support.meters import RecordingMeter
-from support.serving import ask, collect, request, until
+from support.serving import ENDLESS, ask, collect, request, until
 
 from brim.config.tree import WorkerSettings
 from brim.core.event import EventKind
@@ -201,13 +201,14 @@ async def test_readings_that_fail_are_not_the_last_ones(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ModelHost, "measure", measured)
     readings, meter = Failing(), RecordingMeter()
-    plan = heavy("a", context_tokens=8192, kv_tokens=8192)
-    async with heavy_serving(plan, read_machine=readings, read_joules=joules, meter=meter) as (
+    async with heavy_serving(
+        roomy("a"), read_machine=readings, read_joules=joules, meter=meter
+    ) as (
         gateway,
         account,
     ):
         readings.is_started = True
-        asked = msgspec.structs.replace(request(model="a", max_tokens=8000), app="mail")
+        asked = msgspec.structs.replace(request(model="a", max_tokens=ENDLESS), app="mail")
         answer = await gateway.submit(asked)
         await until(lambda: min(num_read.values()) > 3 and meter.joules.get("mail", 0.0) > 0)
         await until(lambda: account.entry("a").measured_bytes is not None)

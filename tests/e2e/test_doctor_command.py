@@ -11,6 +11,9 @@ from support.server_process import ServerProcess
 
 from brim.doctor.registry import CHECKS
 
+LATE = ("no answer within", "gives no answer")
+NUM_TRIES = 10
+
 
 def diagnosed(done: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any]]:
     """Findings by check, and the exit code that follows from them."""
@@ -18,6 +21,19 @@ def diagnosed(done: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, A
     has_problem = any(finding["verdict"] == "problem" for finding in findings.values())
     assert done.returncode == (1 if has_problem else 0)
     assert done.stderr == ""
+    return findings
+
+
+def examined(server: ServerProcess, *checks: str) -> dict[str, dict[str, Any]]:
+    """Findings once these checks had their answers.
+
+    Doctor gives a question two seconds, and a busy machine may take longer; what it says is the
+    same however often it is asked.
+    """
+    for _ in range(NUM_TRIES):
+        findings = diagnosed(server.brim("doctor", "--json"))
+        if not any(words in findings[check]["found"] for check in checks for words in LATE):
+            break
     return findings
 
 
@@ -29,7 +45,7 @@ def server(tmp_path: Path) -> ServerProcess:
 def test_every_check_is_answered(server: ServerProcess) -> None:
     """Each has a finding with words and a reason, and what is not well a way out."""
     with server:
-        findings = diagnosed(server.brim("doctor", "--json"))
+        findings = examined(server, "served-models", "permissions", "stale-state", "llamacpp-build")
         assert set(findings) == {check.name for check in CHECKS}
         for finding in findings.values():
             assert finding["found"]
@@ -38,7 +54,8 @@ def test_every_check_is_answered(server: ServerProcess) -> None:
         assert findings["served-models"]["found"] == "served: toy"
         assert findings["permissions"]["verdict"] == "ok", findings["permissions"]
         assert findings["stale-state"]["verdict"] == "ok", findings["stale-state"]
-        assert "GPU" in findings["llamacpp-build"]["found"]
+        # With or without a GPU, or without what this processor has: as it was built.
+        assert findings["llamacpp-build"]["found"].startswith("llama-cpp-python 0.")
 
 
 def test_the_page_for_people_has_what_is_wrong_first(server: ServerProcess) -> None:
@@ -49,11 +66,15 @@ def test_the_page_for_people_has_what_is_wrong_first(server: ServerProcess) -> N
     file.parent.chmod(0o755)
     file.touch()
     file.chmod(0o644)
-    done = server.brim("doctor")
+    for _ in range(NUM_TRIES):
+        done = server.brim("doctor")
+        if not any(words in done.stdout for words in LATE):
+            break
     lines = done.stdout.splitlines()
     assert done.returncode == 1
     assert lines[0].startswith("problem  ")
-    assert f"{file} can be read by others" in " ".join(done.stdout.split())
+    # Without any space: a long path is broken over lines.
+    assert f"{file}canbereadbyothers" in "".join(done.stdout.split())
     assert f"    mend: chmod go-rwx '{file}'" in lines
     verdicts = [line.split()[0] for line in lines if not line.startswith(" ")][:-1]
     order = ["problem", "warning", "note", "ok"]
@@ -75,7 +96,7 @@ def test_a_killed_server_and_its_file_are_noted(server: ServerProcess) -> None:
     """Until the next start, which cleans up."""
     with server:
         pass  # killed at the end of the block
-    findings = diagnosed(server.brim("doctor", "--json"))
+    findings = examined(server, "served-models", "stale-state")
     stale = findings["stale-state"]
     assert stale["verdict"] == "note"
     assert f"server-{server.process.pid}.json" in stale["found"]

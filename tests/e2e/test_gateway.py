@@ -6,8 +6,19 @@ import math
 import msgspec
 import pytest
 from conftest import require_engine
+from support.meters import RecordingMeter
 from support.models import DEMO, plan_for
-from support.serving import ask, collect, request, serving, text_of, toy_plan, until
+from support.serving import (
+    ENDLESS,
+    ask,
+    collect,
+    endless_plan,
+    request,
+    serving,
+    text_of,
+    toy_plan,
+    until,
+)
 
 from brim.config.tree import ModelSettings, Settings
 from brim.core.answer import FinishReason
@@ -125,22 +136,17 @@ async def test_a_missing_max_tokens_is_bounded_by_the_setting_and_the_window() -
 
 async def test_requests_wait_for_kv_and_are_served_in_order() -> None:
     """A pool for one request at a time serves five, first come, first served."""
-    async with serving(toy_plan(kv_tokens=64)) as gateway:
-        order: list[int] = []
-
-        async def one(number: int) -> None:
-            await ask(gateway, request(max_tokens=40))
-            order.append(number)
-
-        await asyncio.gather(*map(one, range(5)))
-    assert order == list(range(5))
+    meter, asked = RecordingMeter(), [request(max_tokens=40) for _ in range(5)]
+    async with serving(toy_plan(kv_tokens=64), meter=meter) as gateway:
+        await asyncio.gather(*(ask(gateway, each) for each in asked))
+    assert list(meter.ended) == [each.request_id for each in asked]
 
 
 async def test_a_full_queue_says_when_to_come_again() -> None:
     """Beyond the sequences and the queue a request is refused at once."""
     settings = Settings(models=ModelSettings(max_queued_requests=2))
-    async with serving(toy_plan(max_sequences=1), settings=settings) as gateway:
-        answers = [await gateway.submit(request(max_tokens=400)) for _ in range(3)]
+    async with serving(endless_plan(max_sequences=1), settings=settings) as gateway:
+        answers = [await gateway.submit(request(max_tokens=ENDLESS)) for _ in range(3)]
         with pytest.raises(Busy, match="3 requests run or wait") as caught:
             await gateway.submit(request())
         assert caught.value.retry_after_s is not None
@@ -151,8 +157,8 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
 
 async def test_cancelling_frees_the_place_and_ends_the_iteration() -> None:
     """A cancelled answer ends once, as cancelled, and its KV is another's at once."""
-    async with serving(toy_plan(kv_tokens=512)) as gateway:
-        answer = await gateway.submit(request(max_tokens=480))
+    async with serving(endless_plan()) as gateway:
+        answer = await gateway.submit(request(max_tokens=ENDLESS))
         batches = []
         async for deltas in answer:
             batches += deltas
@@ -161,8 +167,13 @@ async def test_cancelling_frees_the_place_and_ends_the_iteration() -> None:
         assert batches[-1].finish_reason is FinishReason.CANCELLED
         assert sum(delta.finish_reason is not None for delta in batches) == 1
         assert gateway.models()[0].num_running == 0
-        assert (await gateway.worker_stats("toy")).num_sequences == 0
-        assert await ask(gateway, request(max_tokens=480))
+        # The pool has room for one of them.
+        again = await gateway.submit(request(max_tokens=ENDLESS))
+        async for _ in again:
+            again.cancel()
+        # The step that was under way is over in a moment.
+        while (await gateway.worker_stats("toy")).num_sequences:
+            pass
 
 
 async def test_leaving_the_loop_cancels() -> None:
@@ -211,12 +222,12 @@ async def test_a_slow_consumer_gets_everything_in_one_batch() -> None:
 
 async def test_draining_lets_answers_finish_and_refuses_new_ones() -> None:
     """A running answer is whole; a new or waiting request is told to come again."""
-    async with serving(toy_plan(context_tokens=4096, kv_tokens=4096)) as gateway:
-        running = await gateway.submit(request(max_tokens=2000))
-        waiting = await gateway.submit(request(max_tokens=3000))
+    async with serving(toy_plan(context_tokens=16_384, kv_tokens=16_384)) as gateway:
+        running = await gateway.submit(request(max_tokens=8000))
+        waiting = await gateway.submit(request(max_tokens=9000))
         assert (running.queue_place, waiting.queue_place) == (0, 1)
         reading = asyncio.ensure_future(collect(running))
-        await gateway.drain(20.0)
+        await gateway.drain(100.0)
         assert gateway.is_draining()
         with pytest.raises(Busy, match="shutting down") as caught:
             await gateway.submit(request())
@@ -224,7 +235,7 @@ async def test_draining_lets_answers_finish_and_refuses_new_ones() -> None:
         assert error is not None
         assert error.message == caught.value.message
         assert error.retry_after_s == caught.value.retry_after_s is not None
-        assert len(text_of((await reading)[0])) == 2000
+        assert len(text_of((await reading)[0])) == 8000
 
 
 async def test_a_request_that_is_being_prepared_is_not_started_by_a_draining_gateway() -> None:
@@ -239,8 +250,8 @@ async def test_a_request_that_is_being_prepared_is_not_started_by_a_draining_gat
 
 async def test_the_drain_limit_ends_what_still_runs() -> None:
     """The answer ends with an error that says why, and the worker is free of it."""
-    async with serving(toy_plan(context_tokens=8192, kv_tokens=8192)) as gateway:
-        answer = await gateway.submit(request(max_tokens=8000))
+    async with serving(endless_plan()) as gateway:
+        answer = await gateway.submit(request(max_tokens=ENDLESS))
         await gateway.drain(0.05)
         last = (await collect(answer))[0][-1]
     assert last.finish_reason is FinishReason.ERROR

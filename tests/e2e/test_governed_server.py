@@ -25,7 +25,7 @@ def test_an_idle_model_leaves_memory_and_comes_back(tmp_path: Path) -> None:
         assert server.ps()[0]["pid"] is None
         body = {"model": "toy", "prompt": "a", "max_tokens": 2}
         assert server.ask("POST", "/v1/completions", body)[0] == 200
-        assert len(events("model loaded")) == 2
+        server.wait_until(lambda: len(events("model loaded")) == 2)
         server.process.terminate()
         assert server.end() == 0
         assert "model_unloaded model=toy" in server.stderr

@@ -12,6 +12,8 @@ from support.serving import serving, toy_plan
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc"),
+    # Twenty-six processes are started; alone on a machine it takes 25 s.
+    pytest.mark.timeout(400),
 ]
 
 NUM_CYCLES = 24
@@ -23,6 +25,7 @@ async def test_two_dozen_loads_and_unloads_leave_nothing(
     """No process, descriptor, thread or file is left over, and each model answers as at first."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    num_others = holdings().children
     plans = [weighing(toy_plan(), name, 7 * GB) for name in ("one", "other")]
     async with serving(*plans) as gateway:
         # Of two that do not fit together each request for the other one is a load and an unload.
@@ -36,4 +39,4 @@ async def test_two_dozen_loads_and_unloads_leave_nothing(
         assert gateway.models()[0].pid is None
         assert gateway.models()[1].pid is not None
     assert after.things == before.things
-    assert holdings().children == 0
+    assert holdings().children == num_others

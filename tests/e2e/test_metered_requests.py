@@ -1,6 +1,7 @@
 """What apps are charged for: each request once, whatever ends it, and never beyond its bound."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,10 +12,21 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import require_engine
-from support.heavy import heavy, heavy_serving, patience
+from support.heavy import heavy_serving, patience, roomy
 from support.meters import RecordingMeter
 from support.models import DEMO, plan_for
-from support.serving import CHATML, MACHINE, ask, collect, request, settings_with, toy_plan, until
+from support.serving import (
+    CHATML,
+    ENDLESS,
+    MACHINE,
+    ask,
+    collect,
+    endless_plan,
+    request,
+    settings_with,
+    toy_plan,
+    until,
+)
 
 from brim.config.tree import CacheSettings, Settings
 from brim.core.answer import FinishReason
@@ -68,9 +80,8 @@ async def test_an_answer_is_charged_with_what_was_drawn() -> None:
 async def test_however_an_answer_breaks_off_it_is_charged_once(ending: str) -> None:
     """With what had come of it, and one that still waited for its turn with nothing."""
     meter = RecordingMeter()
-    plan = toy_plan(context_tokens=8192, kv_tokens=8192, max_sequences=1)
-    async with metered(plan, meter) as gateway:
-        asked, queued = of_mail(max_tokens=8000), of_mail(max_tokens=50)
+    async with metered(endless_plan(max_sequences=1), meter) as gateway:
+        asked, queued = of_mail(max_tokens=ENDLESS), of_mail(max_tokens=50)
         running = await gateway.submit(asked)
         stream = aiter(running)
         await anext(stream)
@@ -86,7 +97,7 @@ async def test_however_an_answer_breaks_off_it_is_charged_once(ending: str) -> N
         else:
             await gateway.stop()
         await until(lambda: meter.is_settled)
-        assert 0 < meter.ended[asked.request_id] < 8000
+        assert 0 < meter.ended[asked.request_id] < ENDLESS
         assert meter.ended[queued.request_id] == (50 if ending == "died" else 0)
         assert meter.unread == (set() if ending == "died" else {queued.request_id})
 
@@ -114,9 +125,11 @@ async def test_refused_requests_cost_nothing_and_hold_no_place() -> None:
 async def test_who_leaves_while_it_waits_for_its_model_holds_no_place() -> None:
     """Its client has gone, or its patience has ended."""
     meter = RecordingMeter()
-    plans = [heavy(name, context_tokens=16_000, kv_tokens=16_000) for name in "abc"]
-    async with heavy_serving(*plans, meter=meter, settings=patience(0.3)) as (gateway, _):
-        working = [await gateway.submit(of_mail(model=name, max_tokens=15_000)) for name in "ab"]
+    async with heavy_serving(*map(roomy, "abc"), meter=meter, settings=patience(0.3)) as (
+        gateway,
+        _,
+    ):
+        working = [await gateway.submit(of_mail(model=name, max_tokens=ENDLESS)) for name in "ab"]
         leaving = asyncio.ensure_future(gateway.submit(of_mail(model="c")))
         patient = asyncio.ensure_future(gateway.submit(of_mail(model="c")))
         await until(lambda: meter.num_in_flight["mail"] == 4)
@@ -190,11 +203,10 @@ async def test_energy_is_charged_to_whose_tokens_it_went_into(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a counter that has grown while one app's request ran."""
-    meter, joules = RecordingMeter(), iter(range(0, 10_000, 5))
+    meter, joules = RecordingMeter(), itertools.count(0, 5)
     monkeypatch.setattr(gateway_module, "ENERGY_PERIOD_S", 0.01)
-    plan = toy_plan(context_tokens=8192, kv_tokens=8192)
-    async with metered(plan, meter, read_joules=lambda: float(next(joules))) as gateway:
-        answer = await gateway.submit(of_mail(max_tokens=8000))
+    async with metered(endless_plan(), meter, read_joules=lambda: float(next(joules))) as gateway:
+        answer = await gateway.submit(of_mail(max_tokens=ENDLESS))
         await until(lambda: meter.joules.get("mail", 0.0) >= 10.0)
         answer.cancel()
     assert set(meter.joules) == {"mail"}

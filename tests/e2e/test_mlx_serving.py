@@ -20,6 +20,7 @@ import openai
 import psutil
 import pytest
 from conftest import require_engine
+from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 from support.models import PYSTD_1M, pystd_1m_gguf
 from support.server_process import ServerProcess
@@ -39,7 +40,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     require_engine("mlx")
     require_engine("llamacpp")
     models = ("-m", f"pystd={PYSTD_1M}", "-m", f"gguf={pystd_1m_gguf('F16')}")
-    with ServerProcess(tmp_path_factory.mktemp("server"), *models) as server:
+    # A slow machine may take longer for the tests of one model than another is kept idle.
+    settings = {"governor.idle_unload_s": 0}
+    with ServerProcess(tmp_path_factory.mktemp("server"), *models, settings=settings) as server:
         yield server
 
 
@@ -51,6 +54,12 @@ def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 def chat(question: str) -> list[ChatCompletionMessageParam]:
     return [{"role": "user", "content": question}]
+
+
+def counts(usage: CompletionUsage | None) -> tuple[int, int, int]:
+    """Without the part of a prompt that was read already: that depends on what came before."""
+    assert usage is not None
+    return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
 
 
 def status_of(server: ServerProcess, model: str) -> dict[str, Any]:
@@ -70,7 +79,7 @@ class TestBothEnginesAnswerAlike:
         )
         assert mine.choices[0].message.content
         assert mine.choices == theirs.choices
-        assert mine.usage == theirs.usage
+        assert counts(mine.usage) == counts(theirs.usage)
         assert mine.model_extra is not None
         assert mine.model_extra["brim"]["engine"] == "mlx"
 
@@ -84,7 +93,7 @@ class TestBothEnginesAnswerAlike:
         options |= {} if stop is None else {"stop": [stop]}
         mine, theirs = (client.completions.create(model=model, **options) for model in BOTH)
         assert mine.choices == theirs.choices
-        assert mine.usage == theirs.usage
+        assert counts(mine.usage) == counts(theirs.usage)
         assert stop is None or stop not in mine.choices[0].text
         chunks = list(client.completions.create(model="pystd", stream=True, **options))
         assert "".join(chunk.choices[0].text for chunk in chunks) == mine.choices[0].text
@@ -124,7 +133,7 @@ class TestOpenaiClientOnMlx:
         )
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         assert text == whole.choices[0].message.content
-        assert chunks[-1].usage == whole.usage
+        assert counts(chunks[-1].usage) == counts(whole.usage)
 
     def test_async_streams_together_are_what_each_is_alone(self, server: ServerProcess) -> None:
         """Eight concurrent async streams give what each gives alone."""
@@ -204,7 +213,7 @@ class StreamingClient(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         connection.request("POST", "/v1/completions", self._body)
         for line in connection.getresponse():
             if line.startswith(b"data: ") and b"[DONE]" not in line:
@@ -227,11 +236,11 @@ def test_a_worker_killed_mid_stream_is_told_and_replaced(own_server: ServerProce
     for client in clients:
         client.start()
     for client in clients:
-        assert client.has_text.wait(30)
+        assert client.has_text.wait(60)
     first_pid = status_of(own_server, "pystd")["pid"]
     os.kill(first_pid, signal.SIGKILL)
     for client in clients:
-        client.join(30)
+        client.join(60)
         assert not client.is_alive()
         assert sum("error" in event for event in client.events) == 1
         assert "SIGKILL" in client.events[-1]["error"]["message"]
@@ -248,10 +257,10 @@ def test_a_signal_drains_and_leaves_no_process(own_server: ServerProcess) -> Non
     worker = psutil.Process(status_of(own_server, "pystd")["pid"])
     client = StreamingClient(own_server.port, 0, max_tokens=600)
     client.start()
-    assert client.has_text.wait(30)
+    assert client.has_text.wait(60)
     stopped = own_server.brim("stop")
     assert stopped.returncode == 0, stopped.stderr
-    client.join(30)
+    client.join(60)
     assert client.events[-1]["choices"][0]["finish_reason"] == "length"
     assert own_server.end() == 0
     assert not worker.is_running()

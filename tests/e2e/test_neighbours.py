@@ -35,11 +35,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def others_read_by(server: ServerProcess) -> dict[str, Any]:
-    """What a new brim process counts as used by others, without and with its neighbours."""
+    """What a new brim process counts as used by others, without and with its neighbours.
+
+    The median of three: somebody else on the machine may have taken or left memory in between.
+    """
     command = [sys.executable, "-c", READ_BOTH]
-    done = subprocess.run(command, env=server.environment, capture_output=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    found: list[dict[str, Any]] = []
+    for _ in range(3):
+        done = subprocess.run(command, env=server.environment, capture_output=True, check=True)
+        found.append(json.loads(done.stdout))
+    return sorted(found, key=lambda each: int(each["beside"] - each["alone"]))[1]
 
 
 def test_what_a_neighbour_was_granted_counts_as_used(server: ServerProcess) -> None:

@@ -1,6 +1,7 @@
 """Conversations that outgrow the window, by every policy, through a gateway with real engines."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -305,8 +306,8 @@ async def test_a_client_that_leaves_takes_its_summary_with_it(num_yields: int) -
         for _ in range(num_yields):
             await asyncio.sleep(0)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with contextlib.suppress(asyncio.CancelledError):
+            (await task).cancel()  # it was admitted before its client left
         await until(lambda: gateway.models()[0].num_running == 0)
         assert await ask(gateway, chat(plan, "reject", [SYSTEM, question(1)]))
         stats = await gateway.worker_stats("toy")

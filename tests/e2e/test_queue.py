@@ -14,13 +14,13 @@ import msgspec
 import psutil
 import pytest
 from conftest import require_engine
+from support.meters import RecordingMeter
 from support.models import pystd_1m_gguf
 from support.server_process import ServerProcess
-from support.serving import ask, collect, request, serving, toy_plan
+from support.serving import ENDLESS, ask, collect, endless_plan, request, serving
 
 from brim.core.answer import FinishReason
 from brim.core.request import Priority
-from brim.runtime.api import Answer
 
 MIB = 1024 * 1024
 
@@ -222,7 +222,11 @@ def narrow(tmp_path: Path) -> Iterator[ServerProcess]:
 
 def test_clients_that_leave_are_cancelled_wherever_they_stand(narrow: ServerProcess) -> None:
     """One whose answer runs and two that wait close their connections; the next is served."""
-    body = json.dumps({"model": "toy", "prompt": "a", "max_tokens": 4000, "ignore_eos": True})
+    endless = {
+        "model": "toy", "prompt": "a", "max_tokens": ENDLESS, "ignore_eos": True,
+        "brim": {"overflow": "shift"},
+    }  # fmt: skip
+    body = json.dumps(endless)
     with contextlib.ExitStack() as stack:
         for number in range(3):
             connection = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=60)
@@ -244,8 +248,8 @@ async def test_a_cancelled_request_has_left_the_worker_by_its_next_step() -> Non
     Counters are taken between two steps, and frames are taken in order: were the two still there
     after a step, these would say so.
     """
-    async with serving(toy_plan(max_sequences=1)) as gateway:
-        running = await gateway.submit(request(max_tokens=400))
+    async with serving(endless_plan(max_sequences=1)) as gateway:
+        running = await gateway.submit(request(max_tokens=ENDLESS))
         stream = aiter(running)
         await anext(stream)  # it has been begun
         queued = await gateway.submit(request(max_tokens=400))
@@ -266,22 +270,20 @@ async def test_a_cancelled_request_has_left_the_worker_by_its_next_step() -> Non
 @pytest.mark.usefixtures("no_blocking")
 async def test_interactive_requests_pass_background_ones() -> None:
     """Of three that wait for one sequence, the one that came last and is interactive is first."""
-    async with serving(toy_plan(max_sequences=1)) as gateway:
-        running = aiter(await gateway.submit(request(max_tokens=400)))
-        await anext(running)
-        order: list[str] = []
-
-        async def read_to_its_end(name: str, answer: Answer) -> None:
+    meter = RecordingMeter()
+    async with serving(endless_plan(max_sequences=1), meter=meter) as gateway:
+        running = await gateway.submit(request(max_tokens=ENDLESS))
+        stream = aiter(running)
+        await anext(stream)  # it has been begun
+        asked, answers = [], []
+        for place, priority in enumerate(
+            (Priority.BACKGROUND, Priority.BACKGROUND, Priority.INTERACTIVE), 1
+        ):
+            asked.append(request(priority=priority, max_tokens=100))
+            answers.append(await gateway.submit(asked[-1]))
+            assert answers[-1].queue_place == place
+        running.cancel()
+        for answer in answers:
             await collect(answer)
-            order.append(name)
-
-        async with asyncio.TaskGroup() as group:
-            for number, priority in enumerate(
-                (Priority.BACKGROUND, Priority.BACKGROUND, Priority.INTERACTIVE)
-            ):
-                answer = await gateway.submit(request(priority=priority, max_tokens=100))
-                assert answer.queue_place == number + 1
-                group.create_task(read_to_its_end(f"{priority.value} {number}", answer))
-            async for _ in running:
-                pass
-    assert order == ["interactive 2", "background 0", "background 1"]
+    first, second, interactive = (each.request_id for each in asked)
+    assert list(meter.ended)[1:] == [interactive, first, second]

@@ -19,7 +19,7 @@ UNAVAILABLE = unavailable_reason(with_swap=True, needs_bytes=NEEDED_BYTES)
 pytestmark = [
     pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE),
     # A machine that is busy, or that has to wait for a disk, loads gigabytes slowly.
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 NUM_CLIENTS = 4

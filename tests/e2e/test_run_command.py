@@ -14,8 +14,11 @@ import psutil
 import pytest
 
 RUN = [sys.executable, "-m", "brim", "run"]
-LONG = ["-m", "toy", "--raw", "-n", "8000", "--seed", "1", "a"]
-LIMIT_S = 30.0
+ENDLESS = ["-m", "toy", "--raw", "-n", "50000", "--seed", "1", "a"]
+"""Twelve seconds of answer, far beyond the window, which OVERFLOWS lets it leave behind."""
+
+OVERFLOWS = {"BRIM_MODELS_OVERFLOW": "shift"}
+LIMIT_S = 60.0
 LETTERS = tuple(bytes([code]) for code in b"abcdefghijklmnopqrstuvwxyz")
 
 
@@ -60,6 +63,7 @@ def test_piped_text_follows_the_prompt(environment: dict[str, str]) -> None:
 def test_a_prompt_of_an_earlier_run_is_not_read_again(environment: dict[str, str]) -> None:
     """The second run finds it on disk and says the same; with --no-cache nothing is found."""
     environment["BRIM_CACHE_FREE_DISK_FLOOR_BYTES"] = "0"  # the tests' disk may have less left
+    environment["BRIM_MODELS_EXACT_PROFILE"] = "true"  # so that equal texts are no luck
     words = " ".join(f"def function_{number}(items):" for number in range(40))
     greedy = ("-m", "demo", "--raw", "--temp", "0", "-n", "8", words)
     first, second = (run(environment, *greedy) for _ in range(2))
@@ -78,8 +82,8 @@ def test_a_prompt_of_an_earlier_run_is_not_read_again(environment: dict[str, str
 def test_ctrl_c_stops_the_answer(environment: dict[str, str]) -> None:
     """SIGINT to the whole group, as a terminal sends it, ends the command with 130 and no noise."""
     with subprocess.Popen(
-        [*RUN, *LONG], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment, start_new_session=True,
+        [*RUN, *ENDLESS], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment | OVERFLOWS, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert os.read(process.stdout.fileno(), 1)
@@ -92,8 +96,8 @@ def test_ctrl_c_stops_the_answer(environment: dict[str, str]) -> None:
 def test_a_reader_that_leaves_ends_it_quietly(environment: dict[str, str]) -> None:
     """A broken stdout pipe ends the command without a word."""
     with subprocess.Popen(
-        [*RUN, *LONG], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment,
+        [*RUN, *ENDLESS], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment | OVERFLOWS,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
@@ -220,7 +224,7 @@ def test_a_full_conversation_says_how_to_go_on(environment: dict[str, str]) -> N
 
 def test_a_failed_answer_is_not_remembered(environment: dict[str, str]) -> None:
     """What a dead worker left of an answer, and its question, are no part of the next prompt."""
-    terminal = Terminal(environment, "--temp", "9", "-n", "400")
+    terminal = Terminal(environment, "--temp", "9", "-n", "2000")
     terminal.wait_for(b"an answer\r\n> ")
     terminal.type(b"Return the sum.\n")
     terminal.wait_for(b"Return the sum.\r\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.server_process import ServerProcess
+from support.serving import ENDLESS
 
 
 @pytest.fixture
@@ -20,7 +21,10 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 def long_answer(server: ServerProcess, num_tokens: int) -> tuple[threading.Thread, list[Any]]:
     """An answer that is being made while the test goes on."""
     answers: list[Any] = []
-    body = {"model": "toy", "prompt": "a", "max_tokens": num_tokens, "ignore_eos": True}
+    body = {
+        "model": "toy", "prompt": "a", "max_tokens": num_tokens, "ignore_eos": True,
+        "brim": {"overflow": "shift"},
+    }  # fmt: skip
     thread = threading.Thread(
         target=lambda: answers.append(server.ask("POST", "/v1/completions", body))
     )
@@ -50,7 +54,7 @@ def test_ps_lists_and_stop_ends_the_server(server: ServerProcess, tmp_path: Path
 
 def test_a_running_answer_finishes_and_new_ones_are_refused(server: ServerProcess) -> None:
     """After SIGTERM the running answer comes whole, a new request gets 503, the exit code is 0."""
-    thread, answers = long_answer(server, 4000)
+    thread, answers = long_answer(server, 10_000)
     server.process.send_signal(signal.SIGTERM)
     refused = 200
     while thread.is_alive() and refused == 200:
@@ -60,14 +64,14 @@ def test_a_running_answer_finishes_and_new_ones_are_refused(server: ServerProces
     thread.join()
     status, body = answers[0]
     assert status == 200
-    assert body["usage"]["completion_tokens"] == 4000
+    assert body["usage"]["completion_tokens"] == 10_000
     assert server.end() == 0
     assert "running; stopping when done, in 30 s at the latest" in server.stderr
 
 
 def test_a_second_signal_ends_at_once(server: ServerProcess) -> None:
     """Whoever asks twice does not wait for the answer, and the answer ends with an error."""
-    thread, answers = long_answer(server, 8000)
+    thread, answers = long_answer(server, ENDLESS)
     server.process.send_signal(signal.SIGINT)
     assert server.process.stderr is not None
     while "stopping when done" not in server.stderr:

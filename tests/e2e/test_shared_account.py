@@ -136,12 +136,14 @@ def test_a_killed_server_leaves_no_bytes_behind(tmp_path: Path) -> None:
     """Its lines are dropped with it; the next one starts and writes its own."""
     for _ in range(2):
         with ServerProcess(tmp_path, "-m", "toy") as server:
+            before = server.ps()[0]["entry"]["charged_bytes"]
             with Book(tmp_path / "brim" / "grants.json").open() as page:
                 lines = page.others()
             assert {line.pid for line in lines} == {server.process.pid}
             (line,) = (line for line in lines if line.name == "toy")
             # The worker may have been measured again meanwhile, and is charged what it holds.
-            assert 0 < line.num_bytes <= server.ps()[0]["entry"]["charged_bytes"]
+            charged_bytes = [before, server.ps()[0]["entry"]["charged_bytes"]]
+            assert 0 < line.num_bytes <= max(charged_bytes)
 
 
 def test_forced_requests_are_the_operators_to_allow(tmp_path: Path) -> None:
@@ -172,7 +174,10 @@ def test_ps_shows_the_account_and_the_forecasts_error(tmp_path: Path) -> None:
         [model] = server.ps()
         terms = {each["term"] for each in model["forecast_errors"]}
         assert terms >= {"weights_bytes", "kv_bytes", "compute_bytes"}
+        # Between two answers the worker may have been measured again.
+        server.wait_until(
+            lambda: server.ask("GET", "/brim/ledger")[1]["entries"] == [server.ps()[0]["entry"]]
+        )
         account = server.ask("GET", "/brim/ledger")[1]
-        assert account["entries"] == [model["entry"]]
         assert account["kv_committed_bytes"] == model["plan"]["memory"]["kv_bytes"]
     assert len(list(tmp_path.rglob("forecasts.sqlite"))) == 1

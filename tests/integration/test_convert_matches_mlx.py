@@ -1,7 +1,8 @@
 """The converted file is the same model: llama.cpp and mlx-lm agree token by token."""
 
 import ctypes
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import llama_cpp
 import numpy as np
 import pytest
 from conftest import require_engine
-from support.models import PYSTD_1M, pystd_1m_gguf
+from numpy.typing import NDArray
+from support.models import PYSTD_1M, TESTS, pystd_1m_gguf
 
 from brim.registry.describe import describe_gguf
 from brim.registry.sources import DEMO_PATH
 
 NUM_TOKENS = 64
+
+PUBLISHED = TESTS.parent / "docs" / "equality.json"
+
+NEAR = 0.5
+"""How far below the likeliest a token's logit may be that another processor would have drawn."""
+
+Logits = list[NDArray[np.float32]]
 
 PROMPTS = (
     "def read_file(path):\n",
@@ -50,24 +59,34 @@ class Llama:
             out += piece.raw[:size]
         return out.decode("utf-8", "replace")
 
-    def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        """Likeliest continuation, end tokens included; 512 cells of F16 KV."""
+    def pieces(self, text: str) -> list[int]:
+        """Tokens whose texts stand between dots: a model may split words as no tokenizer does."""
+        size = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        tokens = {self.text([token]): token for token in range(size)}
+        return [tokens[piece] for piece in text.split("·")]
+
+    def follow(
+        self, prompt: list[int], tokens: Sequence[int] | None = None
+    ) -> tuple[list[int], Logits]:
+        """These tokens, or the likeliest, and the logits before each; 512 cells of F16 KV."""
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch = 512, 512
         options.n_threads = options.n_threads_batch = 1
         context = llama_cpp.llama_init_from_model(self.model, options)
         made: list[int] = []
+        logits: Logits = []
         feed = prompt
-        while len(made) < num_tokens:
-            tokens = (llama_cpp.llama_token * len(feed))(*feed)
-            batch = llama_cpp.llama_batch_get_one(tokens, len(feed))
+        while len(made) < (NUM_TOKENS if tokens is None else len(tokens)):
+            fed = (llama_cpp.llama_token * len(feed))(*feed)
+            batch = llama_cpp.llama_batch_get_one(fed, len(feed))
             assert llama_cpp.llama_decode(context, batch) == 0
-            logits = llama_cpp.llama_get_logits_ith(context, -1)
+            found = llama_cpp.llama_get_logits_ith(context, -1)
             size = llama_cpp.llama_vocab_n_tokens(self.vocab)
-            feed = [int(np.ctypeslib.as_array(logits, (size,)).argmax())]
+            logits.append(np.array(np.ctypeslib.as_array(found, (size,))))
+            feed = [int(logits[-1].argmax()) if tokens is None else tokens[len(made)]]
             made += feed
         llama_cpp.llama_free(context)
-        return made
+        return made, logits
 
     def close(self) -> None:
         llama_cpp.llama_model_free(self.model)
@@ -93,27 +112,34 @@ def demo() -> Iterator[Llama]:
     model.close()
 
 
-def mlx_greedy(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """mlx-lm's likeliest continuations from the checkpoint that was converted."""
+def mlx_logits(prompts: list[list[int]], continuations: list[list[int]]) -> list[Logits]:
+    """Those before each token of a continuation, of the checkpoint that was converted."""
     require_engine("mlx")
     import mlx.core as mx
     from mlx_lm import load
-    from mlx_lm.generate import generate_step
 
-    model, _ = load(str(PYSTD_1M))[:2]
+    model: Any = load(str(PYSTD_1M))[0]
 
-    def continuation(prompt: list[int]) -> list[int]:
-        steps: Any = generate_step(mx.array(prompt), model, max_tokens=num_tokens)
-        return [int(token) for token, _ in steps]
+    def before_each(prompt: list[int], continuation: list[int]) -> Logits:
+        rows = model(mx.array([prompt + continuation[:-1]])).astype(mx.float32)
+        return list(np.array(rows)[0][len(prompt) - 1 :])
 
-    return [continuation(prompt) for prompt in prompts]
+    return [before_each(*pair) for pair in zip(prompts, continuations, strict=True)]
 
 
-def test_same_greedy_tokens_as_mlx(converted: Llama) -> None:
-    """Three prompts continue with the same 64 tokens as the safetensors do in mlx-lm."""
+def test_the_same_model_as_mlx(converted: Llama) -> None:
+    """Along 64 tokens behind three prompts, logits are mlx-lm's of the safetensors, within 2 e.
+
+    And an argmax is another one only where llama.cpp's own gap is no larger.
+    """
+    e = json.loads(PUBLISHED.read_text())["pystd-1m"]["mlx kv=f16"]
     prompts = [converted.tokenize(prompt) for prompt in PROMPTS]
-    ours = [converted.greedy(prompt, NUM_TOKENS) for prompt in prompts]
-    assert ours == mlx_greedy(prompts, NUM_TOKENS)
+    runs = [converted.follow(prompt) for prompt in prompts]
+    theirs = mlx_logits(prompts, [tokens for tokens, _ in runs])
+    for (tokens, ours), expected in zip(runs, theirs, strict=True):
+        for token, one, other in zip(tokens, ours, expected, strict=True):
+            assert np.abs(one - other).max() <= 2 * e
+            assert one[token] - one[other.argmax()] <= 2 * e
 
 
 def test_same_tokens_as_the_original_tokenizer(converted: Llama) -> None:
@@ -147,18 +173,26 @@ def test_demo_is_described_as_llama_cpp_sees_it(demo: Llama) -> None:
     assert spec.vocab_size == llama_cpp.llama_vocab_n_tokens(demo.vocab)
 
 
+def is_what_it_says(model: Llama, prompt: str, answer: str) -> bool:
+    """Whether each token of the answer is the likeliest, or near it: no processor decides it."""
+    tokens, logits = model.follow(model.tokenize(prompt), model.pieces(answer))
+    return all(row.max() - row[token] <= NEAR for token, row in zip(tokens, logits, strict=True))
+
+
 def test_demo_writes_python(demo: Llama) -> None:
     """The embedded model answers a docstring with a function and ends its turn."""
     prompt = "<|im_start|>user\nReturn the sum of the items of a list.<|im_end|>\n"
-    tokens = demo.tokenize(prompt + "<|im_start|>assistant\n")
-    answer, turn_ended, _ = demo.text(demo.greedy(tokens, 64)).partition("<|im_end|>")
-    assert turn_ended
-    assert answer.startswith("def ")
-    compile(answer, "answer", "exec")
+    prompt += "<|im_start|>assistant\n"
+    answer = (
+        "def· get·_·s·um·(·self·,· s·um·):·\n   · return· self·.·tk·.·get·int·(·s·um·,"
+        "· self·.·tk·.·call·(·self·._·w·,· '·s·um·',· self·._·w·))"
+    )
+    compile(answer.replace("·", ""), "answer", "exec")
+    assert is_what_it_says(demo, prompt, answer + "·<|im_end|>")
+    assert not is_what_it_says(demo, "import os\n", answer + "·<|im_end|>")
 
 
 def test_demo_continues_code(demo: Llama) -> None:
     """After a function's first line the embedded model indents a body."""
-    text = demo.text(demo.greedy(demo.tokenize("def fibonacci(n):"), 8))
-    assert text.startswith("\n    ")
-    assert "return" in text
+    assert is_what_it_says(demo, "def fibonacci(n):", "\n       · return· self·.")
+    assert not is_what_it_says(demo, "def fibonacci(n):", "\n·return· self·.")

@@ -67,8 +67,9 @@ class Signals:
         assert self._come.acquire(timeout=WAIT_S), "no signal came"
 
 
-def num_descriptors() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
+def descriptors() -> set[str]:
+    """Those of this process; what earlier tests left open may be collected at any time."""
+    return {path.name for path in Path("/dev/fd").iterdir()}
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def test_stall_triggers_open_and_close() -> None:
     path = Path("/proc/pressure/memory")
     if not path.exists():
         pytest.skip("this kernel does not measure stalls")
-    before = num_descriptors()
+    before = descriptors()
     try:
         watch = PressureWatch(lambda: None, opened=lambda: [StallTrigger(path)])
         watch.start()
@@ -147,15 +148,15 @@ def test_stall_triggers_open_and_close() -> None:
         pytest.skip(f"stall triggers are not for us here ({exc.strerror})")
     assert watch.sources == {f"stalls, {path}": IN_FORCE}
     watch.close()
-    assert num_descriptors() == before
+    assert descriptors() <= before
 
 
 def test_this_machine_is_watched() -> None:
     """Whatever this system signals by is opened and closed, or says why not."""
-    before = num_descriptors()
+    before = descriptors()
     for _ in range(20):
         watch = PressureWatch(lambda: None)
         watch.start()
         assert watch.sources
         watch.close()
-    assert num_descriptors() == before
+    assert descriptors() <= before

@@ -3,7 +3,8 @@
 Histories are edited as people and agents do it: conversations go on, are branched, cut and changed
 in the middle, several at once, with restarts in between.  Each answer's tokens are compared with
 those of an engine that reuses nothing, in the exact profile, where results do not depend on chunks
-or company: so they must be equal, and any difference is KV that was wrong.
+or company: so they must be equal, and any difference is KV that was wrong.  But where a pool has
+holes llama.cpp adds in another order (docs/equality.md), and a tie within that falls either way.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from support.mlx_models import family_dir
 from support.models import plan_for
 
+from brim.core.answer import TokenLogprob
 from brim.core.cache import CacheOptions
 from brim.core.plan import Plan
 from brim.core.sampling import SamplingParams
@@ -26,7 +28,7 @@ from brim.prefix_cache.store import Model, PrefixCache
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 
-GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, num_logprobs=0)
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, num_logprobs=5)
 ANSWER_TOKENS = 6
 MAX_TURNS = 5
 VOCABULARY = 250
@@ -39,6 +41,12 @@ KINDS = {
     "mlx-recurrent": lambda: plan_for("mlx", path=family_dir("qwen3_next"), max_sequences=4),
     "mlx-convolution": lambda: plan_for("mlx", path=family_dir("lfm2"), max_sequences=4),
 }
+
+TIES = {"llamacpp": 0.2, "llamacpp-small-pool": 0.2}
+"""Twice the largest difference of a logit that holes in the pool have made, by docs/equality.md; 0
+elsewhere, where a single token that is lost far back shows, which changes as little."""
+
+Answer = list[TokenLogprob]
 
 Turns = tuple[tuple[int, ...], ...]
 """Of one conversation: tokens of each turn, the model's own included."""
@@ -84,7 +92,7 @@ class Server:
         self.close()
         self._start()
 
-    def answer(self, conversations: list[Turns], *, use_cache: bool) -> list[tuple[int, ...]]:
+    def answer(self, conversations: list[Turns], *, use_cache: bool) -> list[Answer]:
         """The tokens that follow each of the conversations, which are asked for at once."""
         tickets = []
         for turns in conversations:
@@ -102,12 +110,27 @@ class Server:
                     boundaries=tuple(ends[::2]),
                 )
             )
-        found: dict[int, list[int]] = {ticket: [] for ticket in tickets}
+        found: dict[int, Answer] = {ticket: [] for ticket in tickets}
         while self.scheduler.has_work:
             for ticket, delta in self.scheduler.step():
                 assert delta.error is None, delta.error
-                found[ticket] += [entry.token_id for entry in delta.logprobs]
-        return [tuple(found[ticket]) for ticket in tickets]
+                found[ticket] += delta.logprobs
+        return [found[ticket] for ticket in tickets]
+
+
+def ids_of(answer: Answer) -> tuple[int, ...]:
+    return tuple(entry.token_id for entry in answer)
+
+
+def assert_equal(found: Answer, reference: Answer, tie: float) -> None:
+    """Tokens and their logprobs are the reference's, up to a tie that falls the other way."""
+    for one, other in zip(found, reference, strict=True):
+        if one.token_id != other.token_id:
+            likeliest = other.top[0][2]
+            ties = {token for token, _, logprob in other.top if likeliest - logprob <= tie}
+            assert one.token_id in ties, (ids_of(found), ids_of(reference))
+            return  # what follows follows another token
+        assert abs(one.logprob - other.logprob) <= tie
 
 
 @pytest.fixture(params=KINDS)
@@ -124,6 +147,12 @@ def make_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Call
     yield make
     for server in made:
         server.close()
+
+
+@pytest.fixture
+def tie(request: pytest.FixtureRequest, make_server: Callable[..., Server]) -> float:
+    """How far the likeliest tokens of a server of this kind may be apart, and fall either way."""
+    return TIES.get(request.node.callspec.params["make_server"], 0.0)
 
 
 edits = st.tuples(
@@ -164,7 +193,7 @@ def edited(conversations: list[Turns], edit: tuple[str, int, int, int]) -> Turns
 )
 @given(history=rounds)
 def test_reuse_changes_no_answer(
-    make_server: Callable[..., Server], history: list[tuple[list[Any], bool]]
+    make_server: Callable[..., Server], tie: float, history: list[tuple[list[Any], bool]]
 ) -> None:
     """Whatever was asked before, an answer is what the prompt alone gets."""
     server, reference = make_server("store"), make_server()
@@ -172,10 +201,11 @@ def test_reuse_changes_no_answer(
     for batch, restarts in history:
         asked = [edited(conversations, edit) for edit in batch]
         answers = server.answer(asked, use_cache=True)
-        assert answers == [reference.answer([turns], use_cache=False)[0] for turns in asked]
+        for turns, answer in zip(asked, answers, strict=True):
+            assert_equal(answer, reference.answer([turns], use_cache=False)[0], tie)
         conversations = [
             *conversations,
-            *((*turns, answer) for turns, answer in zip(asked, answers, strict=True)),
+            *((*turns, ids_of(answer)) for turns, answer in zip(asked, answers, strict=True)),
         ][-4:]
         if restarts:
             server.restart()
@@ -185,7 +215,8 @@ def test_every_kind_of_reuse_happens(make_server: Callable[..., Server]) -> None
     """A second turn comes from memory, and a prompt after a restart from disk."""
     server = make_server("store")
     first: Turns = (fresh(1, 60), fresh(2, 30), fresh(3, 30))
-    (answer,) = server.answer([first], use_cache=True)
+    (found,) = server.answer([first], use_cache=True)
+    answer = ids_of(found)
     server.answer([(*first, answer, fresh(4, 20))], use_cache=True)
     assert server.scheduler.stats().num_memory_tokens >= 60
     server.restart()

@@ -16,7 +16,7 @@ from brim.core.plan import Grant, Plan
 from brim.ledger.account import Account
 from brim.ledger.budget import budget_of
 from brim.runtime.gateway import Gateway
-from support.serving import MACHINE, toy_plan
+from support.serving import ENDLESS, MACHINE, toy_plan
 
 GB = 10**9
 
@@ -65,12 +65,12 @@ def patience(load_wait_s: float) -> Settings:
 
 
 LONG = 8000
-"""Tokens of an answer that outlasts any load: the toy takes a tenth of a millisecond for each."""
+"""Tokens of an answer that takes a second, and is awaited."""
 
 
-def roomy(name: str) -> Plan:
-    """A large model with a window for long answers."""
-    return heavy(name, context_tokens=2 * LONG, kv_tokens=2 * LONG)
+def roomy(name: str, weights_bytes: int = 5 * GB) -> Plan:
+    """A large model with a window for endless answers."""
+    return heavy(name, weights_bytes, context_tokens=2 * ENDLESS, kv_tokens=2 * ENDLESS)
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """A real `brim serve` process on a free port, for tests that speak HTTP."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from brim.config.load import environment_name
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 100.0
 
 EXACT: dict[str, object] = {"models.exact_profile": True}
 """For tests that compare texts: what was reused moves logits by less than near ties differ by, and
@@ -122,6 +125,14 @@ class ServerProcess:
         return self.process.returncode
 
     def kill(self) -> None:
-        """End it at once; safe when it has ended."""
+        """End it at once, and wait for the end of its workers; safe when it has ended."""
+        workers = self._children()
         self.process.kill()
         self.process.communicate()
+        psutil.wait_procs(workers, timeout=START_LIMIT_S)
+
+    def _children(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        return found

@@ -17,6 +17,7 @@ from brim.core.sampling import SamplingParams
 from brim.ledger.account import Account
 from brim.runtime.api import Answer
 from brim.runtime.gateway import Gateway
+from support.meters import RecordingMeter
 from support.models import plan_for
 
 CHATML = (
@@ -28,6 +29,10 @@ MACHINE = MachineSpec(
     name="test", system="linux", ram_bytes=16_000_000_000, others_bytes=3_000_000_000
 )
 
+ENDLESS = 50_000
+"""Tokens of an answer that goes on until it is cancelled, whatever else is done meanwhile and
+however slowly: the toy takes 0.1 ms for each of the first thousands, and 14 s for all of them."""
+
 _numbers = itertools.count(1)
 
 
@@ -38,6 +43,12 @@ def toy_plan(name: str = "toy", **overrides: Any) -> Plan:
     return msgspec.structs.replace(plan, model=model, environment={})
 
 
+def endless_plan(name: str = "toy", **overrides: Any) -> Plan:
+    """A plan for the teaching engine whose window and pool hold one endless answer and a half."""
+    room = {"context_tokens": 3 * ENDLESS // 2, "kv_tokens": 3 * ENDLESS // 2}
+    return toy_plan(name, **room | overrides)
+
+
 def settings_with(**worker: Any) -> Settings:
     """The defaults, with other values for the workers, and nothing kept on disk."""
     return Settings(worker=WorkerSettings(**worker), cache=CacheSettings(enabled=False))
@@ -45,7 +56,10 @@ def settings_with(**worker: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(
-    *plans: Plan, settings: Settings | None = None, account: Account | None = None
+    *plans: Plan,
+    settings: Settings | None = None,
+    account: Account | None = None,
+    meter: RecordingMeter | None = None,
 ) -> AsyncIterator[Gateway]:
     """A started gateway; stopped at the end, whatever happened.
 
@@ -56,6 +70,7 @@ async def serving(
         settings=settings or Settings(cache=CacheSettings(enabled=False)),
         account=account or Account(),
         read_machine=lambda: MACHINE,
+        meter=meter,
     )
     async with gateway:
         yield gateway
@@ -103,7 +118,7 @@ async def ask(gateway: Gateway, request: Request) -> str:
     return text_of(choices[0])
 
 
-async def until(fact: Callable[[], bool], limit_s: float = 20.0) -> None:
+async def until(fact: Callable[[], bool], limit_s: float = 60.0) -> None:
     """Wait for a fact that nothing announces."""
     async with asyncio.timeout(limit_s):
         while not fact():  # noqa: ASYNC110

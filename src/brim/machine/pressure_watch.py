@@ -158,8 +158,10 @@ class PressureWatch:
     def _drop(self, poll: select.poll, descriptor: int, exc: OSError) -> None:
         """Leave out a source that is gone, such as that of a group that was removed."""
         poll.unregister(descriptor)
-        source = self._in_force.pop(descriptor)
+        source = self._in_force[descriptor]
+        # The reason first: whoever asks from another thread finds the source in one or the other.
         self._left_out[source.name] = exc.strerror or str(exc)
+        del self._in_force[descriptor]
         source.close()
 
     def _call(self) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,18 @@ REAL_NAMES = app_warnings._at_hand
 SMALL = MachineSpec(name="x", system="linux", ram_bytes=8 * 10**9, others_bytes=3 * 10**9)
 
 
+NOON = 1_800_014_400.0
+"""Of a day in 2027: no test meets midnight, when budgets are renewed."""
+
+
+class Noon:
+    """The module `time` of what tells today's usage."""
+
+    @staticmethod
+    def time() -> float:
+        return NOON
+
+
 class Silent:
     """Energy counters of a machine that has none."""
 
@@ -51,6 +62,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("brim.machine.reading.read_machine", lambda: SMALL)
     monkeypatch.setattr("brim.machine.energy.counters_at_hand", Silent)
     monkeypatch.setattr("brim.cli.app_warnings._at_hand", lambda: {"toy"})
+    monkeypatch.setattr("brim.cli.app_usage.time", Noon)
     return tmp_path / "state"
 
 
@@ -216,8 +228,8 @@ def test_unknown_apps_are_named(
 
 def use(state: Path) -> None:
     """Half of today's budget, something yesterday, something long ago, and a request in work."""
-    today = day_of(time.time())
-    store = UsageStore(state / "usage.sqlite")
+    today = day_of(NOON)
+    store = UsageStore(state / "usage.sqlite", now=Noon.time)
     for days, tokens in ((0, 900), (1, 7), (30, 5)):
         reservation = Reservation(
             app="mail",

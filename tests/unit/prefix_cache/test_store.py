@@ -493,7 +493,7 @@ def test_a_flush_may_have_an_end(cache: PrefixCache, toy: Filler) -> None:
     is_let_go = threading.Event()
 
     def hang() -> None:
-        is_let_go.wait(10.0)
+        is_let_go.wait(60.0)
 
     cache._writer.put(hang)
     toy.keep(cache, FIRST)
