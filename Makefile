@@ -12,7 +12,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 .PHONY: help demo test check lint format types imports unit lock clean bench bench-overhead bench-cpu \
   bench-busy bench-first bench-many bench-death bench-equality bench-footprint bench-forecast \
   bench-mlx bench-mlx-memory bench-kv bench-engines bench-serving bench-overflow fuzz \
-  bench-pressure bench-relief bench-switching bench-cycles bench-priorities bench-meter fuzz-server \
+  bench-pressure bench-steps bench-relief bench-switching bench-cycles bench-priorities bench-meter fuzz-server \
   goldens forecast-fit forecast-pages catalogue
 
 help:  ## list the targets
@@ -90,6 +90,10 @@ bench-death: $(VENV)/.dev  ## kill -9 of the worker during eight streams
 
 bench-pressure: $(VENV)/.dev  ## three models, real memory pressure: governor on and off (root, a memory cgroup, swap)
 	$(PY) benches/pressure.py
+
+bench-steps: $(VENV)/.dev  ## what idle cells and other sequences cost a step of llama.cpp on a CPU
+	$(PY) benches/make_standin.py
+	$(PY) benches/step_costs.py
 
 bench-relief: $(VENV)/.dev  ## from an event of pressure to memory given back
 	$(PY) benches/pressure_relief.py
