@@ -47,7 +47,7 @@ mock.patch.object(resource, "setrlimit", _set_limit).start()
 RUN = "TEST_RUN_DIRECTORY"
 """A variable that every process of a run has, but those that a test gives nothing of ours."""
 
-END_LIMIT_S = 30.0
+END_LIMIT_S = 60.0
 """For processes that a test has ended to be gone: they give memory back first."""
 
 
