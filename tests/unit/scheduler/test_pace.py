@@ -85,15 +85,15 @@ def tiled(*, whole_row_s: float | None = None, part_row_s: float = 0.007) -> Ste
     return pace
 
 
-def test_whole_kernel_tiles_may_take_a_quarter_more_than_the_target() -> None:
-    """64 rows in 0.37 s are taken where parts cost more for each row; in 0.4 s they are not."""
-    assert tiled(whole_row_s=0.0055).prefill_rows(1) == 63
+def test_whole_kernel_tiles_may_take_a_fifth_more_than_the_target() -> None:
+    """64 rows in 0.35 s are taken where parts cost more for each row; in 0.4 s they are not."""
+    assert tiled(whole_row_s=0.0053).prefill_rows(1) == 63
     assert tiled(whole_row_s=0.0061, part_row_s=0.009).prefill_rows(1) == 31
 
 
 def test_whole_kernel_tiles_are_tried_where_they_may_fit() -> None:
     """Before any was measured they are taken to cost a fifth less than parts."""
-    assert tiled(part_row_s=0.0068).prefill_rows(1) == 63
+    assert tiled(part_row_s=0.0065).prefill_rows(1) == 63
     assert tiled(part_row_s=0.0098).prefill_rows(1) == 31
 
 
@@ -121,7 +121,7 @@ def test_cells_of_others_spoil_a_kernel_tile(
     num_decode_cells: int, num_prompt_cells: int, num_rows: int
 ) -> None:
     """A step stays below a whole tile where its rows would look at too many cells in vain."""
-    pace = tiled(whole_row_s=0.0055, part_row_s=0.0055)
+    pace = tiled(whole_row_s=0.0053, part_row_s=0.0053)
     depths = Depths(num_decode_cells, num_prompt_cells)
     assert pace.prefill_rows(1, depths=depths) == num_rows
 
