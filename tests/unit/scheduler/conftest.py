@@ -1,10 +1,12 @@
 """A scheduler over the teaching engine, and what its deltas add up to."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.models import plan_for
+from support.toy_caches import options
 
 from brim.core.answer import Delta
 from brim.core.sampling import SamplingParams
@@ -12,6 +14,7 @@ from brim.core.step import StepPlan
 from brim.engine.base import Engine
 from brim.engine.toy import ToyEngine
 from brim.errors import BrimError
+from brim.prefix_cache.store import Model, PrefixCache
 from brim.scheduler.loop import Scheduler
 from brim.scheduler.sequence import ScheduledRequest
 
@@ -116,3 +119,23 @@ def make_bench() -> Callable[..., Bench]:
 @pytest.fixture
 def bench(make_bench: Callable[..., Bench]) -> Bench:
     return make_bench()
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Iterator[Callable[[ToyEngine], PrefixCache]]:
+    """A store as a worker with this engine opens it; the same directory each time."""
+    opened: list[PrefixCache] = []
+
+    def make(engine: ToyEngine) -> PrefixCache:
+        cache = PrefixCache(
+            options(tmp_path / "store"),
+            Model(name="toy", paths=(), identity=engine.kv_identity),
+            can_cut=engine.capabilities.can_truncate,
+            can_export_range=engine.capabilities.can_export_range,
+        )
+        opened.append(cache)
+        return cache
+
+    yield make
+    for cache in opened:
+        cache.close()

@@ -1,15 +1,16 @@
 """What of a prompt is not computed again: idle and live sequences, prompts being read, the disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from support.toy_caches import options
 from support.toy_variants import VARIANTS, CopyingToy, WholeToy
 
-from brim.core.cache import CacheOptions, CacheSource, MissReason
+from brim.core.cache import CacheSource, MissReason
 from brim.core.sampling import SamplingParams
 from brim.engine.toy import ToyEngine
 from brim.errors import EngineError
@@ -21,39 +22,6 @@ ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
 Bench = Any
 MakeBench = Callable[..., Any]
 MakeCache = Callable[..., PrefixCache]
-
-GIB = 1024**3
-
-
-def options(directory: Path) -> CacheOptions:
-    return CacheOptions(
-        directory=str(directory),
-        budget_bytes=GIB,
-        daily_write_bytes=GIB,
-        free_disk_floor_bytes=0,
-        max_inflight_bytes=GIB,
-        min_tokens=32,
-    )
-
-
-@pytest.fixture
-def make_cache(tmp_path: Path) -> Iterator[MakeCache]:
-    """A store as a worker with this engine opens it; the same directory each time."""
-    opened: list[PrefixCache] = []
-
-    def make(engine: ToyEngine) -> PrefixCache:
-        cache = PrefixCache(
-            options(tmp_path / "store"),
-            Model(name="toy", paths=(), identity=engine.kv_identity),
-            can_cut=engine.capabilities.can_truncate,
-            can_export_range=engine.capabilities.can_export_range,
-        )
-        opened.append(cache)
-        return cache
-
-    yield make
-    for cache in opened:
-        cache.close()
 
 
 def prompt(*parts: tuple[int, int]) -> list[int]:

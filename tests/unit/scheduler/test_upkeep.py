@@ -1,21 +1,18 @@
 """Idle sequences go once they have cost others what it would cost to have them again."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.toy_variants import PassingToy
 
-from brim.core.cache import CacheOptions, CacheSource
+from brim.core.cache import CacheSource
 from brim.core.sampling import SamplingParams
 from brim.engine.toy import ToyEngine
-from brim.prefix_cache.store import Model, PrefixCache
+from brim.prefix_cache.store import PrefixCache
 from brim.scheduler.sequence import ScheduledRequest
 
 ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
-
-GIB = 1024**3
 
 LONG = 600
 """Tokens of the prompt whose sequence goes idle; more than are kept whatever they cost.  A prompt
@@ -28,32 +25,6 @@ FLUSH_LIMIT_S = 60.0
 
 Bench = Any
 MakeBench = Callable[..., Any]
-
-
-@pytest.fixture
-def make_cache(tmp_path: Path) -> Iterator[Callable[[ToyEngine], PrefixCache]]:
-    opened: list[PrefixCache] = []
-
-    def make(engine: ToyEngine) -> PrefixCache:
-        cache = PrefixCache(
-            CacheOptions(
-                directory=str(tmp_path / "store"),
-                budget_bytes=GIB,
-                daily_write_bytes=GIB,
-                free_disk_floor_bytes=0,
-                max_inflight_bytes=GIB,
-                min_tokens=32,
-            ),
-            Model(name="toy", paths=(), identity=engine.kv_identity),
-            can_cut=True,
-            can_export_range=True,
-        )
-        opened.append(cache)
-        return cache
-
-    yield make
-    for cache in opened:
-        cache.close()
 
 
 def prompt(seed: int, length: int) -> list[int]:
