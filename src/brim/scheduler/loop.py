@@ -264,33 +264,29 @@ class Scheduler:
             self._make_window()
         self._upkeep.settle(self._pace.row_s)
 
-        # Decode: every choice feeds the token that it drew last, unless it gives way.
+        now_s = self._clock()
+        self._prefilling.sort(key=lambda prefill: self._urgency(prefill, now_s))
         reading = [prefill for prefill in self._prefilling if not prefill.segments]
         has_person = not all(map(self._is_background, reading))
         is_paused = self._courtesy.pauses(has_person)
+
+        # Decode: every choice feeds the token that it drew last, unless it gives way.
         self._fed = [c for c in self._decoding if not (is_paused and is_background(c.job))]
         feeds = [Feed(choice.held.seq_id, (choice.pending,)) for choice in self._fed]
         self._sampling = self._fed.copy()
         self._chunks = []
 
-        now_s = self._clock()
-        if self._prefilling:
-            self._prefilling.sort(key=lambda prefill: self._urgency(prefill, now_s))
-            reading = [
-                prefill
-                for prefill in self._prefilling
-                if not prefill.segments and not (is_paused and self._is_background(prefill))
-            ]
-            if reading:
-                num_rows = self._pace.prefill_rows(
-                    len(feeds),
-                    now_s - started_s,
-                    is_background=not has_person,
-                    depths=Depths(
-                        sum(len(choice.held.tokens) for choice in self._fed), reading[0].num_done
-                    ),
-                )
-                self._add_chunks(feeds, reading, num_rows)
+        if is_paused:
+            reading = [prefill for prefill in reading if not self._is_background(prefill)]
+        if reading:
+            num_decode_cells = sum(len(choice.held.tokens) for choice in self._fed)
+            num_rows = self._pace.prefill_rows(
+                len(feeds),
+                now_s - started_s,
+                is_background=not has_person,
+                depths=Depths(num_decode_cells, reading[0].num_done),
+            )
+            self._add_chunks(feeds, reading, num_rows)
 
         self._step_started_s = now_s
         return StepPlan(feeds) if feeds else None
